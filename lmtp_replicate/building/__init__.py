@@ -1,0 +1,1 @@
+"""See the README's list of layers."""
