@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 
+from lmtp_replicate.errors import ProtocolError
+from lmtp_replicate.protocol.limits import LIMITS
+
 FORBID_AT = -100.0
 ALLOW_AT = 100.0
 
@@ -48,13 +51,36 @@ class Mask:
 
     @classmethod
     def from_logit_bias(cls, bias: Mapping[int, float]) -> Mask | None:
-        """The mask of a `logit_bias`; None when it is empty, that is: no mask at all."""
+        """The mask of a `logit_bias`; None when it is empty, that is: no mask at all.
+
+        Ids beyond `LIMITS.max_token_id` exist in no vocabulary and are left out, but a whitelisted
+        one still forbids all others.
+        """
         if not bias:
             return None
-        allowed = [token for token, value in bias.items() if value >= ALLOW_AT]
-        forbidden = [token for token, value in bias.items() if value <= FORBID_AT]
-        added = sorted((t, v) for t, v in bias.items() if v != 0 and FORBID_AT < v < ALLOW_AT)
-        return cls(bitset(allowed) if allowed else None, bitset(forbidden), tuple(added))
+        whitelists = any(value >= ALLOW_AT for value in bias.values())
+        known = [(token, value) for token, value in bias.items() if token <= LIMITS.max_token_id]
+        allowed = bitset(token for token, value in known if value >= ALLOW_AT)
+        forbidden = bitset(token for token, value in known if value <= FORBID_AT)
+        added = sorted((t, v) for t, v in known if v != 0 and FORBID_AT < v < ALLOW_AT)
+        return cls(allowed if whitelists else None, forbidden, tuple(added))
+
+    def to_logit_bias(self) -> dict[int, float]:
+        """The `logit_bias` that says the same.
+
+        Raises `ProtocolError` for a bias on an allowed id, which `logit_bias` has no words for.
+        """
+        bias = dict(self.added)
+        if self.allowed is not None:
+            allowed = dict.fromkeys(members(self.allowed), ALLOW_AT)
+            if not bias.keys().isdisjoint(allowed):
+                raise ProtocolError(
+                    "a biased id cannot also be whitelisted; use the mask extension",
+                    field="logit_bias",
+                )
+            # No id is allowed: whitelist one that no vocabulary has.
+            bias |= allowed or {LIMITS.max_token_id + 1: ALLOW_AT}
+        return bias | dict.fromkeys(members(self.forbidden), FORBID_AT)
 
     @cached_property
     def digest(self) -> str:

@@ -16,6 +16,19 @@ from lmtp_replicate.protocol.masks import Mask
 
 TokenId = int
 
+EXTENSIONS = ("cancel", "lists", "mask", "msgpack", "usage")
+"""What this implementation adds to LMQL 0.7.3's LMTP; announced in MODEL_INFO. See
+docs/protocol.md, "Extensions"."""
+
+
+class Dialect(StrEnum):
+    """How much a peer understands; the values are the choices of Cog's input `encoding`."""
+
+    UPSTREAM = "lmtp"
+    """LMQL 0.7.3's own clients: nothing beyond its messages."""
+    EXTENDED = "lmtp-extended"
+    """All of `EXTENSIONS`."""
+
 
 class FinishReason(StrEnum):
     """Why a stream ended. CANCELLED is sent only to peers that know CANCEL."""

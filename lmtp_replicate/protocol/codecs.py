@@ -1,0 +1,20 @@
+"""LMTP's messages as bytes: what the layers above need of `op_codec` and `item_codec`."""
+
+from lmtp_replicate.protocol.item_codec import (
+    LineDecoder,
+    decode_items,
+    encode_frame,
+    encode_lines,
+)
+from lmtp_replicate.protocol.op_codec import decode_batch, decode_frame, encode_batch, encode_op
+
+__all__ = [
+    "LineDecoder",
+    "decode_batch",
+    "decode_frame",
+    "decode_items",
+    "encode_batch",
+    "encode_frame",
+    "encode_lines",
+    "encode_op",
+]
