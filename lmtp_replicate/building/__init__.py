@@ -1,1 +1,6 @@
-"""See the README's list of layers."""
+"""From config.toml to one Cog work directory per model: configure, choose, plan, apply."""
+
+from lmtp_replicate.building.config import BuildConfig
+from lmtp_replicate.building.work import build
+
+__all__ = ["BuildConfig", "build"]

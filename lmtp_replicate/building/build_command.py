@@ -1,8 +1,10 @@
-"""Turn config.toml into one Cog work directory per model."""
+"""Turn config.toml into one Cog work directory per model, below work/ in the current directory."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 NAME = "build"
 HELP = "Turn config.toml into one Cog work directory per model"
@@ -10,8 +12,40 @@ HELP = "Turn config.toml into one Cog work directory per model"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `lmtp-replicate build`."""
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these models")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="instead of config.toml here or in the project's root",
+    )
+    parser.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="FILE",
+        help="the wheel of lmtp-replicate to install in the image, instead of this very one",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit status."""
-    raise NotImplementedError
+    from lmtp_replicate.building.config import BuildConfig, find_config
+    from lmtp_replicate.building.work import build
+
+    here = Path.cwd()
+    config = BuildConfig.load(find_config(arguments.config, here))
+    directories = build(config, arguments.models, here / "work", wheel=arguments.wheel)
+    for directory in directories:
+        sys.stdout.write(_next_steps(directory.relative_to(here), config.destination))
+    return 0
+
+
+def _next_steps(directory: Path, destination: str | None) -> str:
+    push = f"cd {directory} && ./push" if destination else "(set dest_prefix in config.toml first)"
+    return f"""
+{directory} is ready. Next:
+  without Docker   lmtp-replicate predict {directory} -i prompt='Hello'
+                   lmtp-replicate gateway {directory}
+  in its image     cd {directory} && cog run -i prompt='Hello'
+  to Replicate     {push}
+"""

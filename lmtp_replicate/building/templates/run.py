@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cog
 from cog import BaseRunner, ConcatenateIterator, Input
+
 from lmtp_replicate.serving.cog_runner import CogRunner
 
 

@@ -1,0 +1,155 @@
+"""Where a model's files come from: a directory, or the Hugging Face Hub at one commit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Protocol
+
+from lmtp_replicate.errors import ConfigError, TransportError
+
+logger = logging.getLogger(__name__)
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Repository(Protocol):
+    """A model's files. Names are POSIX paths relative to it."""
+
+    @property
+    def name(self) -> str:
+        """What to call it: a Hub id, or a directory's last part."""
+
+    @property
+    def commit(self) -> str | None:
+        """The commit all files are of; None where there are no commits."""
+
+    def names(self) -> Collection[str]:
+        """All its files."""
+
+    def fetch(self, names: Collection[str]) -> dict[str, Path]:
+        """Local paths of the named files, downloaded where they are missing."""
+
+
+class DirectoryRepository:
+    """A directory on this machine; hidden files and folders in it do not count."""
+
+    commit = None
+
+    def __init__(self, directory: Path) -> None:
+        self.name = directory.name
+        self._directory = directory
+
+    def names(self) -> frozenset[str]:
+        """All its files."""
+        found = set()
+        for folder, folders, files in os.walk(self._directory):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            relative = Path(folder).relative_to(self._directory)
+            found |= {(relative / name).as_posix() for name in files if not name.startswith(".")}
+        return frozenset(found)
+
+    def fetch(self, names: Collection[str]) -> dict[str, Path]:
+        """Their paths; nothing is copied here."""
+        return {name: self._directory / name for name in names}
+
+
+class HubRepository:
+    """A model on the Hugging Face Hub, its revision resolved to a commit once.
+
+    Without a network it is what the local cache holds of that revision. HF_TOKEN, HF_ENDPOINT,
+    HF_HOME and HF_HUB_OFFLINE are those of huggingface_hub. Raises ConfigError for a model that
+    does not exist or may not be read, TransportError where the Hub cannot be reached.
+    """
+
+    def __init__(self, repo: str, revision: str | None) -> None:
+        import httpx
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        self.name = repo
+        with _translated(repo, revision):
+            try:
+                info = HfApi().model_info(repo, revision=revision)
+            except (OfflineModeIsEnabled, httpx.TransportError) as error:
+                cached = self._cached(revision)
+                if cached is None:
+                    raise
+                logger.warning("%s: the Hub is out of reach (%s); using the cache", repo, error)
+                self.commit, self._names = cached.name, DirectoryRepository(cached).names()
+            else:
+                self.commit = str(info.sha)
+                self._names = frozenset(file.rfilename for file in info.siblings or [])
+
+    def names(self) -> frozenset[str]:
+        """All its files at this commit."""
+        return self._names
+
+    def fetch(self, names: Collection[str]) -> dict[str, Path]:
+        """Paths in the Hub's local cache; missing files are downloaded, with progress on stderr."""
+        from huggingface_hub import snapshot_download
+
+        with _translated(self.name, self.commit):
+            folder = Path(
+                snapshot_download(
+                    self.name,
+                    revision=self.commit,
+                    allow_patterns=[escape(name) for name in names],
+                )
+            )
+        paths = {name: folder / name for name in names}
+        if missing := sorted(name for name, path in paths.items() if not path.exists()):
+            raise TransportError(f"{self.name}: could not download {', '.join(missing[:3])}")
+        return paths
+
+    def _cached(self, revision: str | None) -> Path | None:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(self.name, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+
+
+def open_repository(repo: str | Path, revision: str | None) -> Repository:
+    """The repository that config.toml names: a directory (a Path) or a Hub id (a str)."""
+    return DirectoryRepository(repo) if isinstance(repo, Path) else HubRepository(repo, revision)
+
+
+@contextmanager
+def _translated(repo: str, revision: str | None) -> Iterator[None]:
+    """The Hub's errors as ours, with what to do about them."""
+    import httpx
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise ConfigError(f"{repo!r} cannot be a Hugging Face id: {error}") from error
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"{repo} is gated: accept its terms at https://huggingface.co/{repo}, "
+            "and set HF_TOKEN to a token of your account"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"the Hub knows no model {repo!r} (or it is private: set HF_TOKEN), "
+            "and there is no such directory"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ConfigError(
+            f"{repo} has no revision {revision!r}: see huggingface.version"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise TransportError(f"{repo}: the Hub answered with an error: {error}") from error
+    except (OSError, httpx.TransportError) as error:
+        raise TransportError(
+            f"{repo}: the Hub cannot be reached, and the local cache lacks (parts of) the model: "
+            f"{error}"
+        ) from error

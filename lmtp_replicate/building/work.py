@@ -1,0 +1,85 @@
+"""Build work directories: configuration in, one directory per model out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lmtp_replicate.building.checkpoint import choose
+from lmtp_replicate.building.config import BuildConfig, ModelConfig
+from lmtp_replicate.building.plan import plan_work_directory
+from lmtp_replicate.building.repository import open_repository
+from lmtp_replicate.building.wheel import OwnPackage, own_package
+from lmtp_replicate.building.workdir import apply
+from lmtp_replicate.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def build(
+    config: BuildConfig, names: Sequence[str], work: Path, *, wheel: Path | None = None
+) -> list[Path]:
+    """Make or update ``work/NAME`` for the named models, or for all when `names` is empty.
+
+    `wheel` is this package as the image gets it; by default it is built from the checkout, or
+    named by its released version. Returns the directories. Raises ConfigError or TransportError,
+    with the model's name; directories that are complete by then stay.
+    """
+    models = config.select(names)
+    package = own_package(wheel)
+    directories = []
+    with _sole_writer(work):
+        for name, model in models.items():
+            image = f"{config.destination}/{name}" if config.destination else None
+            _build_one(model, work / name, package, image)
+            directories.append(work / name)
+    return directories
+
+
+def _build_one(model: ModelConfig, directory: Path, package: OwnPackage, image: str | None) -> None:
+    repository = open_repository(model.huggingface.repo, model.huggingface.version)
+
+    def read(name: str) -> str:
+        return repository.fetch([name])[name].read_text(encoding="utf-8")
+
+    try:
+        checkpoint = choose(
+            repository.names(),
+            read,
+            allow_pickle=model.options.allow_pickle,
+            remote_code=model.options.trust_remote_code,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{directory.name}: {model.huggingface.repo} {error}") from error
+    plan = plan_work_directory(
+        checkpoint,
+        repository.fetch(checkpoint.files),
+        source={"repo": repository.name, "revision": repository.commit},
+        options=model.options,
+        package=package,
+        image=image,
+    )
+    existed = directory.exists()
+    changed = apply(plan, directory)
+    what = f"updated {', '.join(changed)}" if existed else f"made, {len(changed)} files"
+    logger.info("%s: %s", directory, what if changed else "up to date")
+
+
+@contextmanager
+def _sole_writer(work: Path) -> Iterator[None]:
+    """Hold `work` against other builds. The lock ends with the process, however it ends."""
+    import fcntl
+
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{work} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another build is writing to {work}; wait until it ends") from None
+        yield
