@@ -20,6 +20,8 @@ class Limits:
     top_logprobs: int = 1024
     nesting: int = 16
     """Lists and objects inside one another."""
+    containers: int = 2**18
+    """Lists and objects in one message; in JSON every opening bracket counts."""
     mask_names: int = 64
     """Masks remembered by name, per connection or prediction."""
     max_stream_id: int = 2**53

@@ -20,6 +20,8 @@ from lmtp_replicate.protocol.token_ids import UNKNOWN_ID, read_biases, read_ids
 NAME_LENGTH = 64
 ID_LENGTH = 7
 """Characters of an id in a JSON list, about."""
+WORTH_A_NAME = 16
+"""Ids, or characters of base85, from which on a name is shorter than saying it again."""
 SETS = ("allow", "deny", "allow_bits", "deny_bits", "ref")
 
 
@@ -58,10 +60,12 @@ class MaskNames:
         """The `mask` value that stands for `mask`, as short as it gets: the name of its sets where
         the peer knows it, else their definition, which then is known."""
         sets = replace(mask, added=())
-        payload = {"ref": sets.digest} if sets.digest in self else _write_sets(sets)
-        if "allow_bits" in payload or "deny_bits" in payload:
-            self.define(sets.digest, sets)
-            payload["name"] = sets.digest
+        payload: dict[str, Any] = {"ref": sets.digest}
+        if sets.digest not in self:
+            payload = _write_sets(sets)
+            if any(len(value) >= WORTH_A_NAME for value in payload.values()):
+                self.define(sets.digest, sets)
+                payload["name"] = sets.digest
         if mask.added:
             payload["add"] = dict(mask.added)
         return payload
@@ -95,7 +99,7 @@ def _write_sets(mask: Mask) -> dict[str, Any]:
     else:
         verb, chosen = "allow", int.from_bytes(mask.allowed, "little") & ~forbidden
     bits = chosen.to_bytes((chosen.bit_length() + 7) // 8, "little")
-    if chosen.bit_count() * ID_LENGTH <= max(len(bits) * 5 // 4, 64):
+    if chosen.bit_count() * ID_LENGTH <= len(bits) * 5 // 4:
         return {verb: list(members(bits))} if chosen or verb == "allow" else {}
     return {f"{verb}_bits": b85encode(bits).decode("ascii")}
 

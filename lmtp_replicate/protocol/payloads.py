@@ -27,6 +27,7 @@ def dump_msgpack(value: object) -> bytes:
 def load_json(text: str, field: str) -> Any:
     """The value of a JSON text. Raises `ProtocolError` on `field`."""
     _check_size(text, field)
+    _check_containers(text.count("[") + text.count("{"), field)
     try:
         value = json.loads(text)
     except RecursionError:
@@ -39,8 +40,16 @@ def load_json(text: str, field: str) -> Any:
 def load_msgpack(data: bytes, field: str) -> Any:
     """The value of one msgpack object. Raises `ProtocolError` on `field`."""
     _check_size(data, field)
+    seen = 0
+
+    def count(container: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        _check_containers(seen, field)
+        return container
+
     try:
-        value = msgpack.unpackb(data, strict_map_key=False)
+        value = msgpack.unpackb(data, strict_map_key=False, list_hook=count, object_hook=count)
     except (msgpack.StackError, RecursionError):
         raise _too_deep(field) from None
     except (ValueError, TypeError, msgpack.UnpackException) as error:
@@ -64,6 +73,14 @@ def _check_size(message: str | bytes, field: str) -> None:
     if len(message) > LIMITS.message_bytes:
         raise ProtocolError(
             f"{len(message)} bytes, but at most {LIMITS.message_bytes} are read", field=field
+        )
+
+
+def _check_containers(count: int, field: str) -> None:
+    # A list of empty lists takes 30 times its bytes of memory, and seconds.
+    if count > LIMITS.containers:
+        raise ProtocolError(
+            f"more than the {LIMITS.containers} lists and objects that are read", field=field
         )
 
 
