@@ -1,0 +1,150 @@
+"""Attention over packed streams, plugged into transformers' models.
+
+transformers calls a registered function in place of a model's own attention
+(https://huggingface.co/docs/transformers/attention_interface) and hands it the extra keyword
+arguments of the model's forward: that is how a step's layout gets here. Everything else in the
+model sees one dense row of tokens. What a model asks of attention beyond what stands here is
+refused, so that the proof at load turns to the fallback instead of computing something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from lmtp_replicate.engine.kv_store import KVStore
+from lmtp_replicate.engine.layout import Group, Layout
+
+PACKED = "lmtp_packed"
+
+_IGNORED = {"position_ids", "cache_position", "layer_idx"}
+"""The layout says it already."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """What travels through the model's forward to its attention."""
+
+    layout: Layout
+    store: KVStore
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How a layer turns queries and keys into weights. `sinks`: `[query_head]`, one more logit per
+    head that takes its share of the softmax and gives nothing (gpt-oss)."""
+
+    scaling: float
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_step: PackedStep,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `query` `[1, query_head, T, dim]` over the streams' stored keys and values and
+    the new ones, `key` and `value` `[1, kv_head, T, dim]`. Returns `[1, T, query_head, dim]`.
+    Raises NotImplementedError for what it does not know."""
+    _refuse_unknown(kwargs, attention_mask)
+    layout, store = packed_step.layout, packed_step.store
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    store.write(layer, layout.places.to(key.device), key, value)
+    scores = Scores(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
+    output = value.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+    for group in layout.groups:
+        keys, values = store.view(
+            layer, group.first, group.batch, group.capacity, group.seen(sliding_window)
+        )
+        output[0, group.packed] = _attend(query[0, :, group.packed], keys, values, group, scores)
+    return output, None
+
+
+def _refuse_unknown(kwargs: dict[str, Any], attention_mask: Tensor | None) -> None:
+    if attention_mask is not None:
+        raise NotImplementedError("the model brings an attention mask of its own")
+    for name, value in kwargs.items():
+        if name not in _IGNORED and not _asks_for_nothing(name, value):
+            raise NotImplementedError(f"the model's attention asks for {name}={value!r}")
+
+
+def _asks_for_nothing(name: str, value: object) -> bool:
+    if name == "is_causal":
+        return value is None or value is True
+    if name == "dropout":
+        return value == 0
+    return value is None or value is False
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, group: Group, scores: Scores) -> Tensor:
+    """`query`: `[query_head, batch * count, dim]`; the result: `[batch * count, query_head, dim]`.
+
+    Query heads that share a key head are folded where they need no copy of the keys: for single
+    tokens into the query length, for a chunk (where kv heads become the batch) into the heads.
+    """
+    heads, length, dim = query.shape
+    batch, kv_heads = keys.shape[:2]
+    shared = heads // kv_heads
+    mask = group.mask(scores.window, query)
+    sinks = None if scores.sinks is None else scores.sinks.view(kv_heads, shared)
+    if group.count == 1:
+        folded = query.transpose(0, 1).reshape(batch, kv_heads, shared, dim)
+        sinks = None if sinks is None else sinks[None, :, :, None]
+        return _weigh(folded, keys, values, mask, scores, sinks).reshape(length, heads, -1)
+    folded = query.reshape(kv_heads, shared, length, dim)
+    keys, values = (
+        t[0, :, None].expand(-1, shared, -1, -1)  # t: [1, kv_head, token, dim]
+        for t in (keys, values)
+    )
+    sinks = None if sinks is None else sinks[:, :, None, None]
+    output = _weigh(folded, keys, values, mask, scores, sinks)
+    return output.reshape(heads, length, -1).transpose(0, 1)
+
+
+def _weigh(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scores: Scores,
+    sinks: Tensor | None,
+) -> Tensor:
+    """softmax(softcap(query · keys) + mask) · values; SDPA where it can say so."""
+    if scores.softcap is None and sinks is None:
+        return scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=scores.scaling
+        )
+    logits = (query @ keys.transpose(-1, -2)).float() * scores.scaling
+    if scores.softcap is not None:
+        logits = torch.tanh(logits / scores.softcap) * scores.softcap
+    if mask is not None:
+        logits = logits + mask
+    if sinks is not None:
+        extra = sinks.to(logits.dtype).expand(*logits.shape[:-1], 1)
+        logits = torch.cat([logits, extra], dim=-1)
+    weights = torch.softmax(logits, dim=-1)[..., : keys.shape[2]]
+    return weights.to(values.dtype) @ values
+
+
+def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+    """The groups make their own masks."""
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, _no_mask)

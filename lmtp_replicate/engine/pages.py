@@ -1,0 +1,117 @@
+"""Which tokens' keys and values lie where: page accounting, without torch.
+
+The pool is `total` pages of `page_tokens` tokens each. A stream owns a `Run`: consecutive pages,
+a power of two of them and aligned to that number (or all pages at once). So attention can read a
+stream as one view, and neighbouring runs of one size as one batch, without gathering; growing a
+run doubles it, in place when the pages behind it are free and by one copy otherwise.
+Pages are counted by reference, so that a prefix index can keep a finished stream's pages.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` consecutive pages from page `first` on."""
+
+    first: int
+    count: int
+
+    @property
+    def pages(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+class Copy(NamedTuple):
+    """Keys and values of `length` tokens to be copied between places, in tokens, of the pool."""
+
+    source: int
+    target: int
+    length: int
+
+
+class PagePool:
+    """Reference counts of `total` pages of `page_tokens` tokens."""
+
+    def __init__(self, total: int, page_tokens: int) -> None:
+        if total < 1:
+            raise ValueError(f"a pool needs at least one page, not {total}")
+        self.total = total
+        self.page_tokens = page_tokens
+        self._references = [0] * total
+        self._free = total
+
+    @property
+    def free(self) -> int:
+        """Number of pages nobody refers to."""
+        return self._free
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the whole pool holds."""
+        return self.total * self.page_tokens
+
+    def pages_for(self, tokens: int) -> int:
+        """The size of a run that holds `tokens`: a power of two of pages, or the whole pool."""
+        exact = max(1, -(-tokens // self.page_tokens))
+        return min(1 << (exact - 1).bit_length(), self.total)
+
+    def capacity(self, run: Run) -> int:
+        """How many tokens `run` holds."""
+        return run.count * self.page_tokens
+
+    def place(self, run: Run, index: int) -> int:
+        """Where in the pool, counted in tokens, the run's token `index` lies."""
+        return run.first * self.page_tokens + index
+
+    def take(self, tokens: int) -> Run | None:
+        """The lowest free run for `tokens`, now held once; None when there is none."""
+        count = self.pages_for(tokens)
+        if tokens > self.tokens or count > self._free:
+            return None
+        for first in range(0, self.total - count + 1, count):
+            if not any(self._references[first : first + count]):
+                return self._hold(Run(first, count))
+        return None
+
+    def grow(self, run: Run, tokens: int) -> Run | None:
+        """A larger run in exchange for `run` (held once): in place when possible. None, and `run`
+        still held, when there is none. The caller copies what `run` held if `first` changed."""
+        self.release(run)
+        count = self.pages_for(tokens)
+        behind = self._references[run.first : run.first + count]
+        if run.first % count == 0 and len(behind) == count and not any(behind):
+            return self._hold(Run(run.first, count))
+        grown = self.take(tokens)
+        if grown is None:
+            self._hold(run)
+        return grown
+
+    def retain(self, run: Run) -> None:
+        """Hold `run`'s pages, which somebody holds already, once more."""
+        assert all(self._references[page] for page in run.pages), f"{run} is not held"
+        self._hold(run)
+
+    def release(self, run: Run) -> None:
+        """Hold `run` once less; pages nobody holds any more are free."""
+        for page in run.pages:
+            assert self._references[page] > 0, f"page {page} of {run} was released too often"
+            self._references[page] -= 1
+            self._free += self._references[page] == 0
+
+    def check(self, held: Iterable[Run]) -> None:
+        """Assert that exactly the runs of `held` are held, each as often as it is named."""
+        expected = Counter(page for run in held for page in run.pages)
+        assert {page: n for page, n in enumerate(self._references) if n} == dict(expected)
+        assert self._free == self.total - len(expected)
+
+    def _hold(self, run: Run) -> Run:
+        for page in run.pages:
+            self._free -= self._references[page] == 0
+            self._references[page] += 1
+        return run

@@ -1,0 +1,187 @@
+"""Which path a model runs on, decided by what it computes and not by its name.
+
+Three short sequences of random ids, one reaching past the sliding window if the model has one,
+are run packed in mixed chunks and compared, position by position, with the model's own eager
+forward on its real weights. If that fails or differs, each stream is run alone with the model's
+own cache, which is put to the same test; and if that differs too, without a cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmtp_replicate.engine.one_by_one import OneByOneModel
+from lmtp_replicate.engine.packed import PackedModel
+from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.scheduler import Plan, Work
+from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.protocol.messages import Score
+
+logger = logging.getLogger(__name__)
+
+_LENGTHS = (11, 23, 37)
+_CHUNKS = (3, 1, 5, 1, 1, 8, 2)
+_LONG_CHUNK = 512
+_COMPARED = 32
+"""Last positions of a sequence that are compared."""
+_LONGEST_WINDOW = 4608
+"""Windows beyond this many tokens are not reached by the proof: eager attention over them would
+take too much time and memory at load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How the model is run. `is_cached` matters for the fallback only. `bytes_per_token`: keys
+    and values of one token, measured on the packed path, else estimated from the config."""
+
+    path: str
+    reason: str
+    is_cached: bool
+    bytes_per_token: int
+
+
+def prove(model: PreTrainedModel, vocab_size: int, context_length: int) -> Verdict:
+    """Decide the path. The model's own attention is in place again afterwards."""
+    own_attention = _text_config(model)._attn_implementation
+    with torch.inference_mode():
+        pool, streams = _streams(model, vocab_size, context_length)
+        model.set_attn_implementation("eager")
+        expected = [_reference(model, stream) for stream in streams]
+        try:
+            packed = PackedModel(model, pool)
+            difference = _difference(model, packed, streams, expected)
+            size = packed.store.bytes_per_token
+        except Exception as error:
+            logger.debug("The packed path failed.", exc_info=True)
+            difference = f"{type(error).__name__}: {error}"
+        model.set_attn_implementation(own_attention)
+        if difference is None:
+            reason = "it agrees with the model's own eager forward"
+            verdict = Verdict("packed", reason, is_cached=True, bytes_per_token=size)
+        else:
+            verdict = _fall_back(model, streams, expected, difference)
+    logger.info("%s runs %s: %s", type(model).__name__, verdict.path, verdict.reason)
+    return verdict
+
+
+def _fall_back(
+    model: PreTrainedModel, streams: Sequence[Stream], expected: Sequence[Tensor], why: str
+) -> Verdict:
+    config = _text_config(model)
+    size = 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
+    try:
+        difference = _difference(model, OneByOneModel(model), streams, expected)
+    except Exception as error:
+        logger.debug("The model's own cache failed.", exc_info=True)
+        difference = f"{type(error).__name__}: {error}"
+    reason = f"packed: {why}"
+    if difference is not None:
+        reason += f"; with the model's own cache: {difference}; so without a cache"
+    return Verdict("fallback", reason, is_cached=difference is None, bytes_per_token=size)
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    return model.config.get_text_config()
+
+
+def _streams(
+    model: PreTrainedModel, vocab_size: int, context_length: int
+) -> tuple[PagePool, list[Stream]]:
+    """SCOREs of random ids, whose wanted rows are the last positions, in a pool that holds them."""
+    lengths = list(_LENGTHS)
+    window = _window(model)
+    if window is not None and window <= _LONGEST_WINDOW:
+        lengths[-1] = max(lengths[-1], window + _COMPARED // 2)
+    lengths = [min(length, context_length) for length in lengths]
+    random = torch.Generator().manual_seed(0)
+    pool = PagePool(3 * max(lengths), page_tokens=16)
+    streams = []
+    for index, length in enumerate(lengths):
+        ids = torch.randint(vocab_size, (length,), generator=random).tolist()
+        known = max(1, length - _COMPARED)
+        op = Score(index, tuple(ids[:known]), tuple(ids[known:]))
+        stream = Stream(op, op.prompt, lambda _items: None, limit=length)
+        stream.place = pool.take(length)
+        streams.append(stream)
+    return pool, streams
+
+
+def _window(model: PreTrainedModel) -> int | None:
+    """The largest number of tokens that some layer's attention is restricted to."""
+    config = _text_config(model)
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return max((size for size in sizes if isinstance(size, int)), default=None)
+
+
+def _reference(model: PreTrainedModel, stream: Stream) -> Tensor:
+    """Logits of the stream's rows by one plain forward over all its tokens."""
+    rows = torch.tensor(stream.rows(0, stream.to_run), device=model.device)
+    ids = torch.tensor([stream.tokens[: stream.to_run]], device=model.device)
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=rows).logits
+        return logits[0]
+    logits = model(input_ids=ids, use_cache=False).logits
+    return logits[0, rows]
+
+
+def _plans(streams: Sequence[Stream], *, whole: bool) -> Iterator[Plan]:
+    """Steps that run all of `streams` in chunks of changing sizes."""
+    for round_ in count():
+        works = []
+        for index, stream in enumerate(streams):
+            size = _CHUNKS[(round_ + index) % len(_CHUNKS)]
+            if stream.missing > _LONG_CHUNK + 16:
+                size = _LONG_CHUNK
+            if stream.missing:
+                size = stream.missing if whole else min(size, stream.missing)
+                works.append(Work(stream, stream.run, size))
+        if not works:
+            return
+        yield Plan(works=works)
+        for work in works:
+            work.stream.run = work.stop
+
+
+def _difference(
+    model: PreTrainedModel,
+    path: PackedModel | OneByOneModel,
+    streams: Sequence[Stream],
+    expected: Sequence[Tensor],
+) -> str | None:
+    """How `path` differs from `expected` (one tensor of rows per stream); None if it agrees."""
+    rows: dict[Stream, list[Tensor]] = {stream: [] for stream in streams}
+    for stream in streams:
+        stream.run = 0
+    for plan in _plans(streams, whole=path.whole_prompts):
+        logits = path.forward(plan)
+        parts = torch.split(logits, [len(work.rows) for work in plan.works])
+        for work, part in zip(plan.works, parts, strict=True):
+            rows[work.stream].append(part)
+    errors = torch.cat(
+        [_error(torch.cat(rows[s]), e) for s, e in zip(streams, expected, strict=True)]
+    )
+    is_exact = model.dtype == torch.float32 and not hasattr(model.config, "quantization_config")
+    tolerance, share = (1e-3, 1.0) if is_exact else (0.1, 0.9)
+    agreeing = (errors <= tolerance).float().mean().item()  # NaN does not agree
+    if agreeing >= share:
+        return None
+    return (
+        f"{1 - agreeing:.0%} of the positions differ from the model's own eager forward "
+        f"(by up to {errors.max().item():.2g} of the logits' spread)"
+    )
+
+
+def _error(logits: Tensor, expected: Tensor) -> Tensor:
+    """Of each row, the root mean square difference as a share of the expected row's spread."""
+    logits, expected = logits.float(), expected.float()
+    spread = expected.std(dim=-1).clamp_min(1e-6)
+    return (logits - expected).square().mean(dim=-1).sqrt() / spread

@@ -1,0 +1,190 @@
+"""Who is in the next step, and with how many tokens. No torch here.
+
+Every step runs the newest token of each decoding stream and then chunks of prompts, oldest stream
+first, within the budget of `Pace`. Strict order of arrival is the guard against starvation: nobody
+overtakes in the queue for pages, the budget goes to the oldest first, and when pages run out the
+youngest stream is paused, so the oldest always gets on.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lmtp_replicate.engine.pace import Pace
+from lmtp_replicate.engine.pages import Copy, PagePool, Run
+from lmtp_replicate.engine.prefix import PrefixIndex
+from lmtp_replicate.engine.stream import Stream
+
+MOST_ROWS = 256
+"""Scored positions in one step: each costs a row of logits as wide as the vocabulary."""
+
+
+class Work(NamedTuple):
+    """Run the tokens `start..start + length` of a stream."""
+
+    stream: Stream
+    start: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+    @property
+    def rows(self) -> range:
+        """The positions whose logits are wanted."""
+        return self.stream.rows(self.start, self.stop)
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: first the copies, in order, then all works in one forward. The step's logits are
+    the works' `rows`, in this order."""
+
+    copies: list[Copy] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+    decoding: int = 0
+    """How many works, the first ones, are those of decoding streams."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(work.length for work in self.works[self.decoding :])
+
+
+class Scheduler:
+    """Streams from arrival to end. With `whole_prompts` a prompt is never cut (for models whose
+    own cache cannot be continued by more than one token at a time)."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        pace: Pace,
+        prefix: PrefixIndex,
+        *,
+        max_streams: int,
+        whole_prompts: bool = False,
+    ) -> None:
+        self._pool = pool
+        self._pace = pace
+        self._prefix = prefix
+        self._max_streams = max_streams
+        self._whole_prompts = whole_prompts
+        self.waiting: list[Stream] = []  # both in order of arrival
+        self.running: list[Stream] = []
+
+    @property
+    def streams(self) -> list[Stream]:
+        return [*self.running, *self.waiting]
+
+    def add(self, stream: Stream) -> None:
+        """Take part from the next step on, as soon as there is room."""
+        insort(self.waiting, stream, key=_arrival)
+
+    def schedule(self) -> Plan:
+        """The next step; `advance` must follow once it has been run. Without works only when
+        there are no streams."""
+        plan = Plan()
+        self._grow_running(plan)
+        self._admit_waiting(plan)
+        plan.works = [Work(s, s.run, 1) for s in self.running if s.is_decoding]
+        plan.decoding = len(plan.works)
+        plan.works += self._chunks(self._pace.budget(plan.decoding))
+        assert plan.works or not self.streams, "streams wait although nothing runs"
+        return plan
+
+    def advance(self, plan: Plan) -> None:
+        """The plan's tokens have keys and values now."""
+        for work in plan.works:
+            work.stream.run = work.stop
+
+    def finish(self, stream: Stream) -> None:
+        """The stream takes part no more, and its pages are free or the prefix index's."""
+        if stream in self.waiting:
+            self.waiting.remove(stream)
+            return
+        self.running.remove(stream)
+        assert stream.place is not None
+        self._prefix.keep(stream.tokens[: stream.run], stream.place)
+        self._give_back(stream)
+
+    def check(self, kept: Iterable[Run] = ()) -> None:
+        """Assert our invariants; `kept` are the runs the prefix index holds."""
+        places = [stream.place for stream in self.running]
+        self._pool.check([*(place for place in places if place is not None), *kept])
+        assert None not in places
+        assert all(stream.place is None and stream.run == 0 for stream in self.waiting)
+        assert len(self.running) <= self._max_streams
+        for group in (self.running, self.waiting):
+            assert group == sorted(group, key=_arrival)
+
+    def _grow_running(self, plan: Plan) -> None:
+        """Make room for every decoding stream's next token, the oldest first."""
+        for stream in list(self.running):
+            while stream.place is not None and stream.to_run > self._pool.capacity(stream.place):
+                if not self._grow(stream, plan):
+                    self._pause(self.running[-1])  # perhaps the stream itself
+
+    def _grow(self, stream: Stream, plan: Plan) -> bool:
+        old = stream.place
+        assert old is not None
+        while (new := self._pool.grow(old, stream.to_run)) is None:
+            if not self._prefix.evict():
+                return False
+        stream.place = new
+        if new.first != old.first:
+            place = self._pool.place
+            plan.copies.append(Copy(place(old, 0), place(new, 0), stream.run))
+        return True
+
+    def _pause(self, stream: Stream) -> None:
+        self._give_back(stream)
+        self.running.remove(stream)
+        self.add(stream)
+
+    def _give_back(self, stream: Stream) -> None:
+        assert stream.place is not None
+        self._pool.release(stream.place)
+        stream.pause()
+
+    def _admit_waiting(self, plan: Plan) -> None:
+        while self.waiting and len(self.running) < self._max_streams:
+            stream = self.waiting[0]
+            while (place := self._pool.take(stream.to_run)) is None:
+                if not self._prefix.evict():
+                    return
+            stream.place = place
+            self._reuse_prefix(stream, place, plan)
+            insort(self.running, self.waiting.pop(0), key=_arrival)
+
+    def _reuse_prefix(self, stream: Stream, place: Run, plan: Plan) -> None:
+        hit = self._prefix.match(stream.tokens)
+        if hit is None:
+            return
+        # The first wanted row must be run in any case.
+        stream.run = min(hit.tokens, stream.first_row)
+        plan.copies.append(
+            Copy(self._pool.place(hit.run, 0), self._pool.place(place, 0), stream.run)
+        )
+
+    def _chunks(self, budget: int) -> list[Work]:
+        works = []
+        rows = MOST_ROWS
+        for stream in self.running:
+            if stream.is_decoding:
+                continue
+            count = stream.missing
+            if not self._whole_prompts:
+                unwanted = max(0, stream.first_row - stream.run)
+                count = min(count, budget, unwanted + rows)
+            if count:
+                works.append(Work(stream, stream.run, count))
+                budget -= min(count, budget)
+                rows -= len(works[-1].rows)
+        return works
+
+
+def _arrival(stream: Stream) -> int:
+    return stream.arrival

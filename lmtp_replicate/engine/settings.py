@@ -1,0 +1,22 @@
+"""The few quantities of an engine that whoever starts it may choose. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """kv_cache_bytes: memory for keys and values; None takes what the device can spare.
+    page_tokens: tokens per page. max_streams: streams in one step; more wait their turn.
+    chunk_tokens: most tokens of prompts in one step (fewer while other streams decode)."""
+
+    kv_cache_bytes: int | None = None
+    page_tokens: int = 16
+    max_streams: int = 128
+    chunk_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("page_tokens", "max_streams", "chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

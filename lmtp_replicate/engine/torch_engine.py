@@ -1,0 +1,135 @@
+"""The engine: a loaded model, its path, its memory and its thread, behind `Engine`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lmtp_replicate.engine.admission import Admission
+from lmtp_replicate.engine.interface import ModelCard, Sink, Ticket
+from lmtp_replicate.engine.loading import LoadedModel, load
+from lmtp_replicate.engine.one_by_one import OneByOneModel
+from lmtp_replicate.engine.options import LoadOptions
+from lmtp_replicate.engine.pace import Pace
+from lmtp_replicate.engine.packed import PackedModel
+from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.prefix import NullPrefixIndex
+from lmtp_replicate.engine.proof import Verdict, prove
+from lmtp_replicate.engine.sampling import Sampler
+from lmtp_replicate.engine.scheduler import Scheduler
+from lmtp_replicate.engine.settings import EngineSettings
+from lmtp_replicate.engine.step_loop import StepLoop
+from lmtp_replicate.protocol.messages import Generate, Score
+
+logger = logging.getLogger(__name__)
+
+_CPU_BYTES = 4 << 30
+"""Memory for keys and values on a CPU when nothing is said: this, or half of what is free."""
+_GPU_SHARE = 0.8
+"""Share of the free device memory that is taken when nothing is said."""
+
+
+class TorchEngine:
+    """`Engine` on a transformers model. Proves the path and starts its thread on creation."""
+
+    def __init__(self, loaded: LoadedModel, settings: EngineSettings | None = None) -> None:
+        settings = settings or EngineSettings()
+        # Beyond this length rotary embeddings would depend on the longest stream in the step.
+        context_length = min(loaded.context_length, loaded.stable_rope_length or sys.maxsize)
+        loaded = replace(loaded, context_length=context_length)
+        verdict = prove(loaded.model, loaded.vocab_size, loaded.context_length)
+        pool = PagePool(_pages(loaded, verdict, settings), settings.page_tokens)
+        self._card = _card(loaded, verdict, settings, pool)
+        model: PackedModel | OneByOneModel
+        if verdict.path == "packed":
+            model = PackedModel(loaded.model, pool)
+        else:
+            model = OneByOneModel(loaded.model, is_cached=verdict.is_cached)
+        pace = Pace(settings.chunk_tokens)
+        self._loop = StepLoop(
+            Admission(self._card, pool.tokens),
+            Scheduler(
+                pool,
+                pace,
+                NullPrefixIndex(),
+                max_streams=settings.max_streams,
+                whole_prompts=model.whole_prompts,
+            ),
+            model,
+            Sampler(loaded.vocab_size),
+            pace,
+        )
+        self._loop.start()
+
+    def submit(self, op: Generate | Score, sink: Sink) -> Ticket:
+        return self._loop.submit(op, sink)
+
+    def info(self) -> ModelCard:
+        return replace(self._card, details={**self._card.details, **self._loop.statistics()})
+
+    @property
+    def failure(self) -> str | None:
+        return self._loop.failure
+
+    def close(self) -> None:
+        self._loop.close()
+
+
+def open_engine(
+    model: str | Path, options: LoadOptions, settings: EngineSettings | None = None
+) -> TorchEngine:
+    """Load `model` (a directory or a Hub id), prove its path and start. Raises ModelLoadError."""
+    settings = settings or EngineSettings(kv_cache_bytes=options.kv_cache_bytes)
+    return TorchEngine(load(model, options), settings)
+
+
+def _pages(loaded: LoadedModel, verdict: Verdict, settings: EngineSettings) -> int:
+    """How many pages the memory for keys and values holds: never more than the streams can use,
+    never fewer than one."""
+    available = settings.kv_cache_bytes or _spare_bytes(loaded.device)
+    page_bytes = max(1, verdict.bytes_per_token) * settings.page_tokens
+    longest = -(-loaded.context_length // settings.page_tokens)
+    useful = settings.max_streams << (longest - 1).bit_length()
+    return max(1, min(available // page_bytes, useful))
+
+
+def _spare_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free * _GPU_SHARE)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(_CPU_BYTES, free // 2)
+
+
+def _card(
+    loaded: LoadedModel, verdict: Verdict, settings: EngineSettings, pool: PagePool
+) -> ModelCard:
+    return ModelCard(
+        model=loaded.model_id,
+        vocab_size=loaded.vocab_size,
+        context_length=loaded.context_length,
+        eos_token_ids=tuple(loaded.eos_token_ids),
+        bos_token_id=loaded.bos_token_id,
+        revision=loaded.revision,
+        architecture=loaded.architecture,
+        dtype=loaded.dtype,
+        dtype_reason=loaded.dtype_reason,
+        quantization=loaded.quantization,
+        batch_invariant=loaded.batch_invariant,
+        path=verdict.path,
+        path_reason=verdict.reason,
+        device=str(loaded.device),
+        tokenizer_fingerprint=loaded.tokenizer_fingerprint,
+        versions=dict(loaded.versions),
+        details={
+            "kv_tokens": pool.tokens,
+            "page_tokens": pool.page_tokens,
+            "kv_bytes_per_token": verdict.bytes_per_token,
+            "max_streams": settings.max_streams,
+        },
+    )
