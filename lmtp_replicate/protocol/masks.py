@@ -51,19 +51,18 @@ class Mask:
 
     @classmethod
     def from_logit_bias(cls, bias: Mapping[int, float]) -> Mask | None:
-        """The mask of a `logit_bias`; None when it is empty, that is: no mask at all.
+        """The mask of a `logit_bias`; None when it changes nothing, that is: no mask at all.
 
         Ids beyond `LIMITS.max_token_id` exist in no vocabulary and are left out, but a whitelisted
         one still forbids all others.
         """
-        if not bias:
-            return None
         whitelists = any(value >= ALLOW_AT for value in bias.values())
         known = [(token, value) for token, value in bias.items() if token <= LIMITS.max_token_id]
         allowed = bitset(token for token, value in known if value >= ALLOW_AT)
         forbidden = bitset(token for token, value in known if value <= FORBID_AT)
         added = sorted((t, v) for t, v in known if v != 0 and FORBID_AT < v < ALLOW_AT)
-        return cls(allowed if whitelists else None, forbidden, tuple(added))
+        mask = cls(allowed if whitelists else None, forbidden, tuple(added))
+        return None if mask == cls() else mask
 
     def to_logit_bias(self) -> dict[int, float]:
         """The `logit_bias` that says the same.
