@@ -1,0 +1,143 @@
+"""One operating system process tree: `python -m cog.server.http` for a work directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections import deque
+from pathlib import Path
+
+from lmtp_replicate.errors import ModelLoadError
+from lmtp_replicate.gateway.work_directory import WorkDirectory
+
+logger = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+_LONGEST_LINE = 8 << 20
+"""coglet cuts a log line at 4 MiB before it is escaped to JSON."""
+_LEVELS = {"ERROR": logging.ERROR, "WARN": logging.WARNING}
+_PRINTED = {"coglet::setup", "coglet::user"}
+"""Targets under which coglet logs what the model's own code printed."""
+_SECRETS = ("REPLICATE_API_TOKEN",)
+"""Not the model's business."""
+
+
+class CogProcess:
+    """The server, its worker and their temporary folder; made by `start`, ended by `stop`.
+
+    `exited` is done when the server is; its result is the exit status (negative: a signal).
+    """
+
+    def __init__(self, work: WorkDirectory, process: Process, port: int, temporary: Path) -> None:
+        self._name = work.name
+        self._process = process
+        self._temporary = temporary
+        self._tail: deque[str] = deque(maxlen=30)
+        self.url = f"http://{HOST}:{port}"
+        self.exited = asyncio.create_task(process.wait())
+        self._forwarding = asyncio.create_task(self._forward_logs())
+
+    @classmethod
+    async def start(cls, work: WorkDirectory) -> CogProcess:
+        """Spawn the server. It is not ready yet; ModelLoadError when Python cannot be run."""
+        port = _free_port()
+        temporary = Path(tempfile.mkdtemp(prefix="lmtp-cog-"))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "cog.server.http", "--host", HOST),
+                cwd=work.path,
+                env=_environment(work, port, temporary),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=PIPE,
+                stderr=STDOUT,
+                limit=_LONGEST_LINE,
+                start_new_session=True,  # a group of its own, so that the worker dies with it
+            )
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise ModelLoadError(f"{work.name}: cannot start the Cog runtime: {error}") from error
+        logger.info("%s: started the Cog runtime (process %d)", work.name, process.pid)
+        return cls(work, process, port, temporary)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server and of its process group."""
+        return self._process.pid
+
+    def log_tail(self) -> str:
+        """The newest log lines, for messages about a failure."""
+        return "\n".join(self._tail)
+
+    async def stop(self, grace: float) -> None:
+        """Ask the server to end, kill what is left of its group after `grace` seconds, clean up."""
+        try:
+            if not self.exited.done():
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(signal.SIGTERM)
+                await asyncio.wait({self.exited}, timeout=grace)
+        finally:
+            # Also when our own task is being cancelled: nothing may stay behind.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        await self.exited
+        await self._forwarding
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        logger.info("%s: the Cog runtime ended", self._name)
+
+    async def _forward_logs(self) -> None:
+        assert self._process.stdout is not None
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError:  # longer than the limit: asyncio has dropped it
+                continue
+            if not line:
+                return
+            self._forward(line.decode("utf-8", "replace").rstrip("\n"))
+
+    def _forward(self, line: str) -> None:
+        """coglet logs JSON objects; anything else was printed past it."""
+        level, message = logging.INFO, line
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            fields = dict(entry["fields"])
+            message = str(fields.pop("message", ""))
+            printed = entry["target"] in _PRINTED
+            level = _LEVELS.get(entry["level"], logging.INFO if printed else logging.DEBUG)
+            if "error" in fields:
+                message += f": {fields['error']}"
+        if level > logging.DEBUG:
+            self._tail.append(message)
+        logger.log(level, "%s: %s", self._name, message)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _environment(work: WorkDirectory, port: int, temporary: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    # coglet spawns its worker as `python` from PATH, whatever runs the server.
+    here = str(Path(sys.executable).parent)
+    return {
+        **inherited,
+        **work.environment,
+        "PATH": os.pathsep.join([here, inherited.get("PATH", os.defpath)]),
+        "TMPDIR": str(temporary),
+        "PORT": str(port),
+        "COG_PREDICT_TYPE_STUB": work.predictor,
+        "COG_MAX_CONCURRENCY": str(work.slots),
+        "PYTHONUNBUFFERED": "1",
+    }
