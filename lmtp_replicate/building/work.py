@@ -12,7 +12,7 @@ from lmtp_replicate.building.config import BuildConfig, ModelConfig
 from lmtp_replicate.building.plan import plan_work_directory
 from lmtp_replicate.building.repository import open_repository
 from lmtp_replicate.building.wheel import OwnPackage, own_package
-from lmtp_replicate.building.workdir import apply
+from lmtp_replicate.building.workdir import MARKER, apply
 from lmtp_replicate.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -61,10 +61,14 @@ def _build_one(model: ModelConfig, directory: Path, package: OwnPackage, image: 
         package=package,
         image=image,
     )
-    existed = directory.exists()
+    was_complete = (directory / MARKER).exists()
     changed = apply(plan, directory)
-    what = f"updated {', '.join(changed)}" if existed else f"made, {len(changed)} files"
-    logger.info("%s: %s", directory, what if changed else "up to date")
+    if not changed:
+        logger.info("%s: up to date", directory)
+    elif was_complete:
+        logger.info("%s: updated %s", directory, ", ".join(changed))
+    else:
+        logger.info("%s: made", directory)
 
 
 @contextmanager

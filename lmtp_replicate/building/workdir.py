@@ -1,13 +1,14 @@
 """Apply a plan to a work directory, so that an interruption leaves nothing that looks whole.
 
-A new directory is made under a temporary name and renamed when it is complete. In an existing one,
-cog.yaml, without which nothing takes it for a work directory, is put aside before the first change
-and comes back after the last. What is right already is not touched; so an interrupted run is
-finished by the next one.
+Without cog.yaml nothing takes a directory for a work directory: neither Cog nor the gateway. So
+cog.yaml is put aside before the first change and comes back after the last, and config.json, which
+shows whose directory it is, comes first. What is right already is not touched; so the next run
+finishes an interrupted one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from lmtp_replicate.building.files import PlannedFile, partial
 from lmtp_replicate.building.plan import CHECKPOINTS, WEIGHTS, Plan
 from lmtp_replicate.errors import ConfigError
 
+CLAIM = "config.json"
 MARKER = "cog.yaml"
 
 # What an earlier plan may have put here and this one does not. Other files are the user's.
@@ -30,13 +32,8 @@ def apply(plan: Plan, directory: Path) -> list[str]:
     """
     _check_place(directory)
     try:
-        if directory.exists():
-            return _bring_about(plan, directory)
-        draft = partial(directory)
-        draft.mkdir(parents=True, exist_ok=True)
-        _bring_about(plan, draft)
-        draft.rename(directory)
-        return sorted(plan)
+        directory.mkdir(parents=True, exist_ok=True)
+        return _bring_about(plan, directory)
     except OSError as error:
         raise ConfigError(f"{directory} could not be written: {error}") from error
 
@@ -46,8 +43,16 @@ def _check_place(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise ConfigError(f"{directory} is in the way: it is not a directory")
-    if any(directory.iterdir()) and not (directory / "config.json").is_file():
+    claim = directory / CLAIM
+    if any(p != partial(claim) for p in directory.iterdir()) and not _is_ours(claim):
         raise ConfigError(f"{directory} was not made by this command; move it out of the way")
+
+
+def _is_ours(claim: Path) -> bool:
+    try:
+        return {"model", "source", "load"} <= set(json.loads(claim.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _bring_about(plan: Plan, directory: Path) -> list[str]:
@@ -57,14 +62,13 @@ def _bring_about(plan: Plan, directory: Path) -> list[str]:
         return []
     marker = directory / MARKER
     if marker.exists():
-        marker.replace(partial(marker))
+        marker.replace(partial(marker))  # where `Content.put` finds it again, unless it changed
     for path in stale:
-        if path != partial(Path(MARKER)).name:
+        if directory / path != partial(marker):
             (directory / path).unlink()
-    for path, file in changed.items():
-        if path != MARKER:
-            _put(file, directory / path)
     _remove_empty_folders(directory)
+    for path in sorted(changed.keys() - {MARKER}, key=lambda path: path != CLAIM):
+        _put(changed[path], directory / path)
     _put(plan[MARKER], marker)
     return sorted({*stale, *changed})
 
@@ -76,8 +80,12 @@ def _put(file: PlannedFile, path: Path) -> None:
 
 def _own(directory: Path) -> Iterator[str]:
     for folder in _OWN_FOLDERS:
-        for found, _, names in os.walk(directory / folder):
-            for name in names:
+        if (directory / folder).is_symlink():  # what lies behind it is not ours to remove
+            yield folder
+            continue
+        for found, folders, names in os.walk(directory / folder):
+            links = [name for name in folders if (Path(found) / name).is_symlink()]
+            for name in links + names:
                 yield (Path(found) / name).relative_to(directory).as_posix()
     for pattern in _OWN_FILES:
         for path in directory.glob(pattern):
