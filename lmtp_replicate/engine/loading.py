@@ -148,7 +148,7 @@ def _network(
         checkpoint.source,
         revision=checkpoint.revision,
         dtype=precision.torch_dtype,
-        device_map=options.device_map or {"": device},
+        device_map=options.device_map or {"": str(device)},
         trust_remote_code=options.trust_remote_code,
         # None: safetensors first, then what torch's restricted unpickler accepts.
         use_safetensors=None if options.allow_pickle else True,
