@@ -1,1 +1,1 @@
-"""See the README's list of layers."""
+"""A tiny trained model and the query that shows the whole path; see `demonstration`."""

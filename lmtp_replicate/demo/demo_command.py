@@ -1,8 +1,10 @@
-"""Build, start and query a model, all on this machine."""
+"""Build, start and query a model, all on this machine: what the README's first command does."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+from pathlib import Path
 
 NAME = "demo"
 HELP = "Build, start and query a model, all on this machine"
@@ -10,8 +12,24 @@ HELP = "Build, start and query a model, all on this machine"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `lmtp-replicate demo`."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="a local directory or a Hugging Face id (default: the small model that comes along)",
+    )
+    parser.add_argument("--review", metavar="TEXT", help="the review to classify")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit status."""
-    raise NotImplementedError
+    from lmtp_replicate.demo.demonstration import demonstrate
+    from lmtp_replicate.demo.query import REVIEW
+    from lmtp_replicate.demo.workspace import Workspace
+
+    package = logging.getLogger("lmtp_replicate")
+    if not arguments.verbose:
+        package.setLevel(logging.WARNING)  # the stages say what happens
+    review = " ".join((arguments.review or REVIEW).split())
+    demonstrate(Workspace.of(arguments.model, Path.cwd()), review)
+    return 0

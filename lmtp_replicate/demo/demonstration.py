@@ -1,0 +1,105 @@
+"""The whole path on this machine: build, gateway, Cog runtime, LMQL query, answer, cost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmtp_replicate.demo.bars import bars
+from lmtp_replicate.demo.cost import Cost, count_tokens, list_predictions
+from lmtp_replicate.demo.progress import stage
+from lmtp_replicate.demo.query import Answer, ask
+from lmtp_replicate.demo.workspace import NAME, Workspace
+from lmtp_replicate.errors import LmtpReplicateError, StreamError
+
+ENDPOINT = f"replicate:local/{NAME}"
+
+
+def demonstrate(workspace: Workspace, review: str) -> None:
+    """Build the model, run the query on `review`, print answer and cost, stop everything.
+
+    Changes this process's environment and signal handlers. Raises LmtpReplicateError.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    workspace.prepare()
+    token = _set_environment(workspace)
+    with stage(f"building {workspace.source}"):
+        directory = workspace.build()
+    with stage("loading LMQL"):
+        import lmql  # noqa: F401 - takes seconds, and blocks
+    tokenizer = workspace.tokenizer(directory)
+    asyncio.run(_Demonstration(directory, tokenizer, review, token).run())
+
+
+def _set_environment(workspace: Workspace) -> str:
+    """Set what LMQL, our plug-in and the Cog runtime read from the environment; the API token."""
+    # LMQL keeps pickles below HOME; the Hub's own cache stays where it is.
+    hub_home = Path("~/.cache/huggingface").expanduser()
+    os.environ.setdefault("HF_HOME", str(hub_home))
+    os.environ["HOME"] = str(workspace.home)
+    if workspace.is_offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    # It is only for the gateway, which lives as long as this process.
+    os.environ["REPLICATE_API_TOKEN"] = token = secrets.token_hex(20)
+    return token
+
+
+@dataclass(frozen=True)
+class _Demonstration:
+    directory: Path
+    tokenizer: Path
+    review: str
+    token: str
+
+    async def run(self) -> None:
+        from lmtp_replicate.gateway import Gateway
+
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        async with Gateway([self.directory], token=self.token, owner="local") as gateway:
+            os.environ["REPLICATE_BASE_URL"] = gateway.url
+            with stage("starting the Cog runtime"):
+                await self._boot()
+            before = len(await list_predictions(gateway.url, self.token))
+            started = time.monotonic()
+            answer = await self._ask()
+            seconds = time.monotonic() - started
+            made = (await list_predictions(gateway.url, self.token))[: -before or None]
+            tokens = count_tokens(prediction["output"] for prediction in made)
+            _show_result(answer, Cost(len(made), tokens, seconds))
+
+    async def _boot(self) -> None:
+        """The gateway starts the runtime, a cold boot as on Replicate, for the first prediction."""
+        from lmtp_replicate.client import connect
+
+        async with connect(ENDPOINT) as client:
+            await client.model_info()
+
+    async def _ask(self) -> Answer:
+        """Run the query, with the analysis on stdout as it is written."""
+        _write(f"\nReview: {self.review}\n\nAnalysis:")
+        try:
+            return await ask(self.review, self.tokenizer, _write)
+        except LmtpReplicateError:
+            raise
+        except Exception as error:  # LMQL raises anything, from AssertionError to its own
+            raise StreamError(f"the query failed: {error}") from error
+        finally:
+            _write("\n")
+
+
+def _show_result(answer: Answer, cost: Cost) -> None:
+    _write(f"\n{bars(answer.distribution)}\n")
+    _write(f"\nClassification: {answer.classification}\nCost: {cost}\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
