@@ -26,7 +26,7 @@ from tests.scripted_engine import EOS, ScriptedEngine, counting
 class Letters:
     """A tokenizer: id 2 + i is the i-th letter; 1 and 0 are special."""
 
-    ALPHABET = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:;!?'\""
+    ALPHABET = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:;!?'()"
 
     def encode(self, text: str) -> list[int]:
         return [0, *(2 + self.ALPHABET.index(letter) for letter in text)]

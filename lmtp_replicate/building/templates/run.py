@@ -17,6 +17,10 @@ class Runner(BaseRunner):
         """Load the model beside this file and warm it up."""
         self.core = CogRunner.load(Path(__file__).resolve().parent)
 
+    def healthcheck(self) -> bool:
+        """Whether predictions can be answered; where not, the platform replaces the instance."""
+        return self.core.failure is None
+
     # A coroutine that returns a generator is on purpose: of all forms a Cog runner can have, only
     # this one streams its output while it runs and serves many predictions at once.
     @cog.streaming
