@@ -95,6 +95,8 @@ class CogClient:
                     _acknowledge_at_once(answer)
                     for event in reader.feed(piece):
                         yield event
+        except aiohttp.ClientConnectorError as error:
+            raise CogBusyError(f"the Cog runtime cannot be reached: {error}") from error
         except aiohttp.ClientError as error:
             raise TransportError(f"the connection to the Cog runtime broke: {error!r}") from error
 

@@ -45,11 +45,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The end: `status` is succeeded, failed or canceled; `output` repeats all chunks."""
+    """The end: `status` is succeeded, failed or canceled."""
 
     status: str
     error: str | None = None
-    output: tuple[Any, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,11 +66,17 @@ class EventReader:
     """Bytes in, events out; borders of the pieces do not matter."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._buffer = bytearray()
 
     def feed(self, piece: bytes) -> Iterator[CogEvent]:
         """Events completed by `piece`. TransportError for what coglet cannot have sent."""
-        *blocks, self._rest = (self._rest + piece).split(b"\n\n")
+        searched = max(len(self._buffer) - 1, 0)  # an event may be many pieces: look at each once
+        self._buffer += piece
+        last = self._buffer.rfind(b"\n\n", searched)
+        if last < 0:
+            return
+        blocks = bytes(self._buffer[:last]).split(b"\n\n")
+        del self._buffer[: last + 2]
         for block in blocks:
             event = _event(block)
             if event is not None:
@@ -105,11 +110,10 @@ def _decoded(name: str, body: Mapping[str, Any]) -> CogEvent | None:
         case "metric":
             return Metric(str(body["name"]), body["value"], str(body["mode"]))
         case "completed":
-            output = body.get("output")
+            error = body.get("error")
             return Completed(
                 status=str(body["status"]),
-                error=body.get("error"),
-                output=tuple(output) if isinstance(output, list) else (),
+                error=None if error is None else str(error),
                 metrics=body.get("metrics") or {},
             )
         case "error":

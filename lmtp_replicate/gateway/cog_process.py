@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import logging
@@ -45,6 +46,8 @@ class CogProcess:
         self.url = f"http://{HOST}:{port}"
         self.exited = asyncio.create_task(process.wait())
         self._forwarding = asyncio.create_task(self._forward_logs())
+        # For a process that ends without its event loop getting that far.
+        atexit.register(self._kill)
 
     @classmethod
     async def start(cls, work: WorkDirectory) -> CogProcess:
@@ -86,12 +89,16 @@ class CogProcess:
                 await asyncio.wait({self.exited}, timeout=grace)
         finally:
             # Also when our own task is being cancelled: nothing may stay behind.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._kill()
+            atexit.unregister(self._kill)
         await self.exited
         await self._forwarding
         shutil.rmtree(self._temporary, ignore_errors=True)
         logger.info("%s: the Cog runtime ended", self._name)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     async def _forward_logs(self) -> None:
         assert self._process.stdout is not None

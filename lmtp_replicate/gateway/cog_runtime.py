@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,8 +42,10 @@ class _Instance:
     client: CogClient
 
     async def stop(self, grace: float) -> None:
-        await self.client.close()
-        await self.process.stop(grace)
+        try:
+            await self.client.close()
+        finally:
+            await self.process.stop(grace)
 
 
 class CogRuntime:
@@ -132,30 +134,36 @@ class CogRuntime:
             async with aclosing(instance.client.predict(prediction_id, values)) as events:
                 async for event in events:
                     match event:
-                        case Lagged(reason=reason):
-                            await instance.client.cancel(prediction_id)
-                            raise EngineError(f"{self._work.name}: output was lost: {reason}")
-                        case Completed(error=str(error)) if error.startswith(_NOT_DELIVERED):
-                            raise CogBusyError(error)
-                        case Completed(status="failed"):
-                            await self._is_serving(instance)
-                            yield event
-                            return
-                        case Completed():
-                            yield event
-                            return
-                        case Output():
+                        case Output(index=index) if index == chunks:
                             chunks += 1
+                        case Output() | Lagged():
+                            await instance.client.cancel(prediction_id)
+                            raise EngineError(
+                                f"{self._work.name}: output after chunk {chunks} was lost between "
+                                "the Cog runtime and the gateway"
+                            )
+                        case Completed():
+                            yield await self._ending(instance, event)
+                            return
                     yield event
         except CogBusyError:
             raise
         except TransportError as error:
             await self._is_serving(instance)
             raise EngineError(
-                f"{self._work.name}: the Cog runtime died after {chunks} chunks: {error}"
+                f"{self._work.name}: the Cog runtime died in mid-prediction (E8765): {error}"
             ) from error
         await self._is_serving(instance)
-        raise EngineError(f"{self._work.name}: the Cog runtime ended the stream early")
+        raise EngineError(f"{self._work.name}: the Cog runtime ended the stream early (E8765)")
+
+    async def _ending(self, instance: _Instance, event: Completed) -> Completed:
+        """The end as clients should see it: the runtime's own troubles by name."""
+        if event.status != "failed" or await self._is_serving(instance):
+            return event
+        error = event.error or "no reason"
+        if error.startswith(_NOT_DELIVERED):
+            raise CogBusyError(error)
+        return replace(event, error=f"the Cog runtime broke in mid-prediction (E8765): {error}")
 
     def _pauses(self) -> list[float]:
         """Growing pauses that last `settings.busy` seconds together."""

@@ -67,7 +67,7 @@ class Server:
             web.post("/v1/predictions", self._create),
             web.get(prediction, self._get),
             web.post(f"{prediction}/cancel", self._cancel),
-            web.get(_STREAMS + "{key}", self._stream),
+            web.get(_STREAMS + "{key}", self._stream, allow_head=False),
         ]
 
     @web.middleware
