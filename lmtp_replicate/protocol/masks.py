@@ -56,13 +56,12 @@ class Mask:
         Ids beyond `LIMITS.max_token_id` exist in no vocabulary and are left out, but a whitelisted
         one still forbids all others.
         """
-        whitelists = any(value >= ALLOW_AT for value in bias.values())
         known = [(token, value) for token, value in bias.items() if token <= LIMITS.max_token_id]
-        allowed = bitset(token for token, value in known if value >= ALLOW_AT)
+        if any(value >= ALLOW_AT for value in bias.values()):
+            return cls(allowed=bitset(token for token, value in known if value >= ALLOW_AT))
         forbidden = bitset(token for token, value in known if value <= FORBID_AT)
-        added = sorted((t, v) for t, v in known if v != 0 and FORBID_AT < v < ALLOW_AT)
-        mask = cls(allowed if whitelists else None, forbidden, tuple(added))
-        return None if mask == cls() else mask
+        added = sorted((t, v) for t, v in known if v != 0 and v > FORBID_AT)
+        return cls(forbidden=forbidden, added=tuple(added)) if forbidden or added else None
 
     def to_logit_bias(self) -> dict[int, float]:
         """The `logit_bias` that says the same.

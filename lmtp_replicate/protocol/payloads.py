@@ -86,7 +86,7 @@ def _check_containers(count: int, field: str) -> None:
 
 def _shallow(value: Any, field: str) -> Any:
     level = [value]
-    for _ in range(LIMITS.nesting + 1):
+    for _ in range(LIMITS.nesting):
         level = [child for item in level for child in _containers(item)]
         if not level:
             return value

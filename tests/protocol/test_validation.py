@@ -225,7 +225,9 @@ def test_a_mask_and_a_bias_together() -> None:
 
 def test_the_meaning_of_logit_bias() -> None:
     bias = {"3": 100, "4": 250.0, "5": -100, "6": -1e300, "7": 99.5, "8": 0, "2": -3}
-    assert mask_of(logit_bias=bias) == Mask(bitset([3, 4]), bitset([5, 6]), ((2, -3), (7, 99.5)))
+    assert mask_of(logit_bias=bias) == Mask(allowed=bitset([3, 4]))
+    del bias["3"], bias["4"]
+    assert mask_of(logit_bias=bias) == Mask(None, bitset([5, 6]), ((2, -3), (7, 99.5)))
     for nothing in ({}, None, {"5": 0}, {str(BEYOND): 5}):
         assert mask_of(logit_bias=nothing) is None
 
