@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lmtp_replicate.engine import model_facts
+from lmtp_replicate.engine.causality import require_causal
 from lmtp_replicate.engine.checkpoint import Checkpoint, find_checkpoint
 from lmtp_replicate.engine.load_failures import translated
 from lmtp_replicate.engine.options import QUANTIZATION_PREFIXES, LoadOptions
@@ -158,7 +159,8 @@ def _network(
     _require_all_weights(checkpoint, report)
     _require_no_offload(checkpoint, network)
     network.requires_grad_(False)
-    return network.eval()
+    require_causal(network.eval(), checkpoint.source)
+    return network
 
 
 def _require_all_weights(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
