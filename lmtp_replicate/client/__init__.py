@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from lmtp_replicate.client.client import Client, connect
+from lmtp_replicate.client.token_stream import TokenStream
 
-def connect(endpoint: str) -> object:
-    """A client for `endpoint` (seam; the client helper replaces this)."""
-    raise NotImplementedError
+__all__ = ["Client", "TokenStream", "connect"]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
+from lmtp_replicate.lmql.plug import install
 
-def install() -> None:
-    """Make LMQL use our client for `replicate:` endpoints. Idempotent; does not import lmql."""
+__all__ = ["install"]

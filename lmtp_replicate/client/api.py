@@ -1,0 +1,174 @@
+"""Replicate's HTTP API: one request at a time, tried again where that is right, and every failure
+as one of our errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import random
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+
+from lmtp_replicate.client.account import Account
+from lmtp_replicate.client.retry import Failure, delay_before_retry, requested_delay
+from lmtp_replicate.errors import (
+    AuthenticationError,
+    EndpointError,
+    LmtpReplicateError,
+    PredictionError,
+    TransportError,
+)
+
+log = logging.getLogger(__name__)
+_NEVER = asyncio.Event()
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=90)
+
+
+class Api:
+    """`account`'s API. Paths are relative to its base URL; absolute URLs are taken as they are."""
+
+    def __init__(self, account: Account, session: aiohttp.ClientSession) -> None:
+        self._account = account
+        self._session = session
+
+    async def get(self, path: str) -> Mapping[str, Any]:
+        """The object at `path`."""
+        answer = await self._request("GET", path, None, repeatable=True, give_up=_NEVER)
+        assert answer is not None
+        return answer
+
+    async def create(
+        self, path: str, body: Mapping[str, Any], give_up: asyncio.Event
+    ) -> Mapping[str, Any] | None:
+        """The created object, or None when `give_up` was set before the request was accepted.
+
+        Never sent twice where the first may have been accepted. Must not be cancelled: the
+        prediction would run on without anyone who could stop it.
+        """
+        return await self._request("POST", path, body, repeatable=False, give_up=give_up)
+
+    async def cancel(self, url: str) -> None:
+        """Cancel the prediction; one that is over or unknown is no error."""
+        try:
+            await self._request("POST", url, None, repeatable=True, give_up=_NEVER)
+        except EndpointError as error:
+            log.debug("nothing to cancel: %s", error)
+
+    def open_stream(
+        self, url: str, last_event_id: str | None
+    ) -> aiohttp.client._RequestContextManager:
+        """The response of an event stream, from the event after `last_event_id` on."""
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = last_event_id
+        headers |= self._account.headers_for(url)
+        return self._session.get(url, headers=headers, timeout=_TIMEOUT)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        repeatable: bool,
+        give_up: asyncio.Event,
+    ) -> Mapping[str, Any] | None:
+        url = path if "://" in path else self._account.base_url + path
+        for attempt in itertools.count(1):
+            if give_up.is_set():
+                break
+            outcome = await self._attempt(method, url, body)
+            if not isinstance(outcome, _Refusal):
+                return outcome
+            jitter = random.random()  # noqa: S311 - spreads retries, guards nothing
+            delay = delay_before_retry(
+                outcome.failure, attempt, repeatable=repeatable, jitter=jitter
+            )
+            if delay is None:
+                raise outcome.error
+            log.info("%s; trying again in %.1f s", outcome.error, delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(give_up.wait(), delay)
+        return None
+
+    async def _attempt(
+        self, method: str, url: str, body: Mapping[str, Any] | None
+    ) -> Mapping[str, Any] | _Refusal:
+        headers = self._account.headers_for(url)
+        try:
+            async with self._session.request(
+                method, url, json=body, headers=headers, timeout=_TIMEOUT
+            ) as response:
+                text = await response.text(errors="replace")
+                answer = _json(text)
+                if response.ok and isinstance(answer, Mapping):
+                    return answer
+                retry_after = requested_delay(response.headers, answer, datetime.now(UTC))
+                failure = Failure(response.status, retry_after=retry_after)
+                reason = self._account.masked(_reason(answer, text))
+                error = error_for(response.status, f"{method} {url}", reason)
+                return _Refusal(failure, error)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            return _Refusal(Failure(was_sent=False), unreachable(url, error))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return _Refusal(Failure(), unreachable(url, error))
+
+
+class _Refusal:
+    """An attempt that failed, and the error that it is if it was the last."""
+
+    def __init__(self, failure: Failure, error: LmtpReplicateError) -> None:
+        self.failure = failure
+        self.error = error
+
+
+def unreachable(url: str, error: Exception) -> TransportError:
+    """The error for a connection that could not be made or broke."""
+    return TransportError(
+        f"{url} cannot be reached: {error or type(error).__name__}. Check the network, and "
+        "REPLICATE_BASE_URL if it is set."
+    )
+
+
+def error_for(status: int, request: str, reason: str) -> LmtpReplicateError:
+    """The error for an answer that refuses the request."""
+    said = f"{request} was answered {status}: {reason}"
+    match status:
+        case 401:
+            return AuthenticationError(
+                f"the API token was refused; check REPLICATE_API_TOKEN. {said}"
+            )
+        case 403:
+            return AuthenticationError(f"REPLICATE_API_TOKEN does not permit this. {said}")
+        case 402 | 404 | 410:
+            return EndpointError(said)
+        case 429:
+            return TransportError(f"too many requests, also after waiting. {said}")
+        case _ if 400 <= status < 500:
+            return PredictionError(said)
+        case _:
+            return TransportError(said)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _reason(answer: Any, text: str) -> str:
+    """The problem's title and detail; of another body (a proxy's HTML) the beginning."""
+    if isinstance(answer, Mapping):
+        parts = [
+            str(answer[key]).strip() for key in ("title", "detail", "error") if answer.get(key)
+        ]
+        if parts:
+            return ": ".join(parts)
+    return " ".join(text.split())[:200] or "(no reason given)"

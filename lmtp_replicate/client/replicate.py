@@ -1,0 +1,142 @@
+"""LMTP over Replicate: each batch of ops is one prediction."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lmtp_replicate.client.account import Account
+from lmtp_replicate.client.api import Api
+from lmtp_replicate.client.batch import Batch
+from lmtp_replicate.client.endpoint import ReplicateEndpoint
+from lmtp_replicate.client.hub import Hub
+from lmtp_replicate.client.prediction import Prediction
+from lmtp_replicate.client.release import Release, find_release
+from lmtp_replicate.errors import LmtpReplicateError, StreamError, TransportError
+from lmtp_replicate.protocol.codecs import LineDecoder, encode_batch
+from lmtp_replicate.protocol.messages import EXTENSIONS, Dialect, ModelInfo, Op
+
+log = logging.getLogger(__name__)
+
+
+class ReplicatePeer:
+    """A model or deployment, seen through one account; looked up once per process."""
+
+    def __init__(self, hub: Hub, endpoint: ReplicateEndpoint, account: Account) -> None:
+        self._hub = hub
+        self._endpoint = endpoint
+        self._account = account
+        self._release: asyncio.Task[Release] | None = None
+        self._has_asked = False
+        self._has_told_of_boot = False
+        self.info: Mapping[str, Any] | None = None
+        """The answer to MODEL_INFO, once known."""
+
+    async def run(self, batch: Batch) -> None:
+        """Have `batch` answered by one prediction, and cancel it when nobody waits any more."""
+        batch.on_info = self._take_info
+        try:
+            release = await self._find_release()
+            prediction = await self._create(release, batch)
+        except LmtpReplicateError as error:
+            batch.fail(error)
+            return
+        if prediction is None:
+            return
+        try:
+            await self._follow(prediction, batch)
+        except LmtpReplicateError as error:
+            batch.fail(error)
+        finally:
+            self._has_asked = self.info is not None
+            if not prediction.is_over:
+                await self._cancel(prediction)
+
+    async def close(self) -> None:
+        """Nothing is kept but the hub's connections."""
+
+    @property
+    def _api(self) -> Api:
+        return Api(self._account, self._hub.session())
+
+    async def _find_release(self) -> Release:
+        if self._release is None:
+            self._release = asyncio.ensure_future(find_release(self._api, self._endpoint))
+        release = self._release
+        try:
+            return await asyncio.shield(release)
+        except LmtpReplicateError:
+            if self._release is release:
+                self._release = None  # the next op asks again
+            raise
+
+    async def _create(self, release: Release, batch: Batch) -> Prediction | None:
+        """The created prediction, or None when everybody left before it was."""
+        ops = [*self._introduction(release), *batch.ops]
+        extended = release.dialect is Dialect.EXTENDED
+        name = f"{self._endpoint.owner}/{self._endpoint.name}"
+        fields = {"ops_batch_json": encode_batch(ops, model=name, extended=extended)}
+        if extended:
+            fields["encoding"] = release.dialect.value
+        body: dict[str, Any] = {"input": fields}
+        if release.version is not None:
+            body["version"] = release.version
+        created = await self._api.create(release.path, body, give_up=batch.unwanted)
+        if created is None:
+            return None
+        if not created.get("id"):
+            raise TransportError(f"{release.path} answered without the prediction's id")
+        lines = LineDecoder()
+        return Prediction(
+            self._api,
+            self._endpoint,
+            created,
+            on_text=lambda text: batch.deliver(lines.feed(text)),
+            on_end=lambda: batch.deliver(lines.finish()),
+            on_boot=self._tell_of_boot,
+            is_answered=batch.over.is_set,
+        )
+
+    def _introduction(self, release: Release) -> list[Op]:
+        """MODEL_INFO rides in the first prediction, in front, so that its answer comes first."""
+        if self._has_asked or release.dialect is not Dialect.EXTENDED:
+            return []
+        self._has_asked = True
+        return [ModelInfo(self._hub.next_id(), frozenset(EXTENSIONS))]
+
+    def _take_info(self, info: Mapping[str, Any]) -> None:
+        self.info = info
+
+    async def _follow(self, prediction: Prediction, batch: Batch) -> None:
+        """Read the prediction's output until it is over or nobody waits any more."""
+        reading = asyncio.ensure_future(prediction.follow())
+        leaving = asyncio.ensure_future(batch.unwanted.wait())
+        await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        reading.cancel()
+        ended = await asyncio.gather(reading, return_exceptions=True)
+        if isinstance(ended[0], Exception):
+            raise ended[0]
+        batch.fail(
+            StreamError(
+                f"prediction {prediction.id} of {self._endpoint.label} ended before this op"
+            )
+        )
+
+    async def _cancel(self, prediction: Prediction) -> None:
+        try:
+            await self._api.cancel(prediction.cancel_url)
+        except LmtpReplicateError as error:
+            log.warning("prediction %s may run on, cancelling it failed: %s", prediction.id, error)
+
+    def _tell_of_boot(self) -> None:
+        if not self._has_told_of_boot:
+            self._has_told_of_boot = True
+            log.warning(
+                "%s is starting up on Replicate; a cold model can take minutes. Waiting for up to "
+                "%.0f s.",
+                self._endpoint.label,
+                self._endpoint.patience.boot_timeout,
+            )

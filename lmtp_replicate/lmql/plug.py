@@ -1,0 +1,112 @@
+"""Everything of LMQL 0.7.3 that we touch, in one place; `tests/lmql/test_plug.py` notices when it
+changes.
+
+LMQL looks its Replicate client up as `lmql.models.lmtp.lmtp_replicate_client.LMTPReplicateClient`
+at each connect, so an entry in `sys.modules` is enough to replace it, before or after LMQL is
+imported, and without the aiohttp_sse_client that LMQL's own needs. That class sees neither the
+tokenizer nor the end of a query; so `lmtp_dcmodel.LMTPDcModel` becomes a thin subclass that, for
+`replicate:` endpoints alone, hands both over.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Final
+
+from lmtp_replicate.lmql.bridge import LMTPReplicateClient
+
+CLIENT_MODULE: Final = "lmql.models.lmtp.lmtp_replicate_client"
+MODEL_MODULE: Final = "lmql.models.lmtp.lmtp_dcmodel"
+
+
+def install() -> None:
+    """Make LMQL use our client for `replicate:` endpoints. Idempotent; does not import lmql."""
+    if not isinstance(sys.modules.get(CLIENT_MODULE), _ClientModule):
+        sys.modules[CLIENT_MODULE] = _ClientModule()
+    imported = sys.modules.get(MODEL_MODULE)
+    if imported is not None:
+        replace_model(imported)
+    elif not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ModelFinder())
+
+
+class _ClientModule(ModuleType):
+    """Stands for LMQL's module of that name."""
+
+    def __init__(self) -> None:
+        super().__init__(CLIENT_MODULE, "lmtp_replicate's client in the place of LMQL's own.")
+        self.__spec__ = importlib.machinery.ModuleSpec(CLIENT_MODULE, None)
+        self.LMTPReplicateClient = LMTPReplicateClient
+
+
+class _ModelFinder(importlib.abc.MetaPathFinder):
+    """Waits for LMQL to import its LMTP model, which then is replaced at once."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The spec that the usual finder gives, with our step after its last one."""
+        if fullname != MODEL_MODULE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ModelLoader(spec.loader)
+        return spec
+
+
+class _ModelLoader(importlib.abc.Loader):
+    def __init__(self, usual: importlib.abc.Loader) -> None:
+        self._usual = usual
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """As usual."""
+        return self._usual.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """As usual, then the replacement."""
+        self._usual.exec_module(module)
+        replace_model(module)
+
+    def __getattr__(self, name: str) -> Any:  # get_source, get_data: tracebacks, inspect
+        return getattr(self._usual, name)
+
+
+def replace_model(lmtp_dcmodel: Any) -> None:
+    """Put our subclass in the place of the module's `LMTPDcModel`. Idempotent."""
+    if not getattr(lmtp_dcmodel.LMTPDcModel, "is_lmtp_replicate", False):
+        lmtp_dcmodel.LMTPDcModel = _subclass(lmtp_dcmodel.LMTPDcModel)
+
+
+def _subclass(upstream: Any) -> Any:
+    class LMTPDcModel(upstream):  # type: ignore[misc]  # its base is known at run time only
+        __doc__ = upstream.__doc__
+        is_lmtp_replicate = True
+
+        async def replicate_client_loop(self) -> None:
+            """Give the model our client. Nothing is connected and no task is left waiting, so
+            that a failing query leaves none behind."""
+            self.client = LMTPReplicateClient(
+                self.model.model_identifier, None, self.endpoint, tokenizer=self.tokenizer
+            )
+            self.connected_signal.set()
+
+        def close(self) -> None:
+            """The query is over."""
+            self._end_streams()
+            super().close()
+
+        def __del__(self) -> None:
+            # LMQL closes no model of a failed query.
+            self._end_streams()
+            super().__del__()
+
+        def _end_streams(self) -> None:
+            client = getattr(self, "client", None)
+            if isinstance(client, LMTPReplicateClient):
+                client.close()
+
+    return LMTPDcModel
