@@ -21,8 +21,12 @@ class PackedModel:
 
     def __init__(self, model: PreTrainedModel, pool: PagePool) -> None:
         model.set_attn_implementation(PACKED)
-        if model.config.get_text_config()._attn_implementation != PACKED:
+        config = model.config.get_text_config()
+        if config._attn_implementation != PACKED:
             raise NotImplementedError("the model's attention cannot be replaced")
+        if getattr(config, "attention_chunk_size", None):
+            # Only the mask would tell, and the chunks are longer than the proof's sequences.
+            raise NotImplementedError("the model's attention is restricted to chunks")
         self._model = model
         self._pool = pool
         self.store = KVStore(pool)
@@ -43,4 +47,6 @@ class PackedModel:
             packed_step=PackedStep(layout, self.store),
         )
         logits: Tensor = output.logits[0]
+        if not len(layout.rows):
+            logits[0, 0].item()  # wait for the device, so that the step's time is measured
         return logits[: len(layout.rows)]

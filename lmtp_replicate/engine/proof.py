@@ -24,6 +24,7 @@ from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.scheduler import Plan, Work
 from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.errors import ModelLoadError
 from lmtp_replicate.protocol.messages import Score
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,12 @@ class Verdict:
 
 
 def prove(model: PreTrainedModel, vocab_size: int, context_length: int) -> Verdict:
-    """Decide the path. The model's own attention is in place again afterwards."""
+    """Decide the path. The model's own attention is in place again afterwards. Raises
+    ModelLoadError when the model cannot be run at all."""
     own_attention = _text_config(model)._attn_implementation
     with torch.inference_mode():
         pool, streams = _streams(model, vocab_size, context_length)
-        model.set_attn_implementation("eager")
-        expected = [_reference(model, stream) for stream in streams]
+        expected = _references(model, streams)
         try:
             packed = PackedModel(model, pool)
             difference = _difference(model, packed, streams, expected)
@@ -98,7 +99,7 @@ def _streams(
 ) -> tuple[PagePool, list[Stream]]:
     """SCOREs of random ids, whose wanted rows are the last positions, in a pool that holds them."""
     lengths = list(_LENGTHS)
-    window = _window(model)
+    window = getattr(_text_config(model), "sliding_window", None)
     if window is not None and window <= _LONGEST_WINDOW:
         lengths[-1] = max(lengths[-1], window + _COMPARED // 2)
     lengths = [min(length, context_length) for length in lengths]
@@ -115,11 +116,17 @@ def _streams(
     return pool, streams
 
 
-def _window(model: PreTrainedModel) -> int | None:
-    """The largest number of tokens that some layer's attention is restricted to."""
-    config = _text_config(model)
-    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return max((size for size in sizes if isinstance(size, int)), default=None)
+def _references(model: PreTrainedModel, streams: Sequence[Stream]) -> list[Tensor]:
+    """Each stream's rows by the model's own eager forward. Raises ModelLoadError."""
+    try:
+        model.set_attn_implementation("eager")
+        return [_reference(model, stream) for stream in streams]
+    except Exception as error:
+        raise ModelLoadError(
+            f"{type(model).__name__} cannot run a plain forward pass ({type(error).__name__}: "
+            f"{error}); check that the checkpoint is a whole causal language model and fits into "
+            "memory"
+        ) from error
 
 
 def _reference(model: PreTrainedModel, stream: Stream) -> Tensor:

@@ -74,6 +74,7 @@ class Scheduler:
         self._whole_prompts = whole_prompts
         self.waiting: list[Stream] = []  # both in order of arrival
         self.running: list[Stream] = []
+        self.pauses = 0
 
     @property
     def streams(self) -> list[Stream]:
@@ -140,6 +141,7 @@ class Scheduler:
         return True
 
     def _pause(self, stream: Stream) -> None:
+        self.pauses += 1
         self._give_back(stream)
         self.running.remove(stream)
         self.add(stream)

@@ -92,6 +92,7 @@ class StepLoop:
             "steps": self.steps,
             "running": len(self._scheduler.running),
             "waiting": len(self._scheduler.waiting),
+            "pauses": self._scheduler.pauses,
         }
 
     def start(self) -> None:
