@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from glob import escape
@@ -14,8 +13,6 @@ from typing import Protocol
 from lmtp_replicate.errors import ConfigError, TransportError
 
 logger = logging.getLogger(__name__)
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Repository(Protocol):
@@ -68,23 +65,12 @@ class HubRepository:
     """
 
     def __init__(self, repo: str, revision: str | None) -> None:
-        import httpx
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import OfflineModeIsEnabled
 
         self.name = repo
         with _translated(repo, revision):
-            try:
-                info = HfApi().model_info(repo, revision=revision)
-            except (OfflineModeIsEnabled, httpx.TransportError) as error:
-                cached = self._cached(revision)
-                if cached is None:
-                    raise
-                logger.warning("%s: the Hub is out of reach (%s); using the cache", repo, error)
-                self.commit, self._names = cached.name, DirectoryRepository(cached).names()
-            else:
-                self.commit = str(info.sha)
-                self._names = frozenset(file.rfilename for file in info.siblings or [])
+            self.commit: str | None = HfApi().resolve_revision(repo, revision=revision).resolved
+            self._names = self._list(self.commit)
 
     def names(self) -> frozenset[str]:
         """All its files at this commit."""
@@ -107,14 +93,21 @@ class HubRepository:
             raise TransportError(f"{self.name}: could not download {', '.join(missing[:3])}")
         return paths
 
-    def _cached(self, revision: str | None) -> Path | None:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+    def _list(self, commit: str) -> frozenset[str]:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         try:
-            return Path(snapshot_download(self.name, revision=revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return None
+            info = HfApi().model_info(self.name, revision=commit)
+        except HfHubHTTPError:  # the Hub did answer
+            raise
+        except (OfflineModeIsEnabled, _http_error()) as error:
+            cached = try_to_load_from_cache(self.name, "config.json", revision=commit)
+            if not isinstance(cached, str):
+                raise
+            logger.warning("%s: no answer from the Hub (%s); using its cache", self.name, error)
+            return DirectoryRepository(Path(cached).parent).names()
+        return frozenset(file.rfilename for file in info.siblings or [])
 
 
 def open_repository(repo: str | Path, revision: str | None) -> Repository:
@@ -122,10 +115,17 @@ def open_repository(repo: str | Path, revision: str | None) -> Repository:
     return DirectoryRepository(repo) if isinstance(repo, Path) else HubRepository(repo, revision)
 
 
+def _http_error() -> type[Exception]:
+    """Base of the errors of the HTTP library that the installed huggingface_hub uses."""
+    from huggingface_hub import errors
+
+    base: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    return base
+
+
 @contextmanager
 def _translated(repo: str, revision: str | None) -> Iterator[None]:
     """The Hub's errors as ours, with what to do about them."""
-    import httpx
     from huggingface_hub import errors
 
     try:
@@ -148,7 +148,7 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         raise TransportError(f"{repo}: the Hub answered with an error: {error}") from error
-    except (OSError, httpx.TransportError) as error:
+    except (OSError, errors.RevisionResolutionError, _http_error()) as error:
         raise TransportError(
             f"{repo}: the Hub cannot be reached, and the local cache lacks (parts of) the model: "
             f"{error}"
