@@ -17,6 +17,10 @@ _BUSY = frozenset({406, 409, 503})
 """coglet's answers that may pass: the schema is not loaded yet, no free slot, not ready yet."""
 
 
+_HEALTH_SECONDS = 30
+"""For an answer about health; coglet itself gives up on its worker after 10."""
+
+
 class CogBusyError(TransportError):
     """The runtime does not take the prediction now; it never ran."""
 
@@ -24,15 +28,18 @@ class CogBusyError(TransportError):
 @dataclass(frozen=True)
 class Health:
     """`status` is coglet's word (STARTING, READY, BUSY, SETUP_FAILED, DEFUNCT, UNHEALTHY, ...);
-    `logs` what setup wrote."""
+    `logs` what setup wrote, `complaint` what the model's own health check said."""
 
     status: str
     logs: str = ""
+    complaint: str = ""
 
     @property
     def serving(self) -> bool:
         """Whether predictions can run, now or when one ends."""
-        return self.status in ("READY", "BUSY")
+        # coglet gives the model's check 5 seconds; a busy machine is no reason to kill a model.
+        slow = self.status == "UNHEALTHY" and "timed out" in self.complaint
+        return self.status in ("READY", "BUSY") or slow
 
 
 class CogClient:
@@ -64,14 +71,18 @@ class CogClient:
 
     async def health(self) -> Health:
         """The runtime's state; status UNREACHABLE when it does not answer."""
-        patience = aiohttp.ClientTimeout(total=10)
+        patience = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
         try:
             async with self._session.get(f"{self._url}/health-check", timeout=patience) as answer:
                 body = await answer.json()
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return Health("UNREACHABLE")
         setup = body.get("setup") or {}
-        return Health(str(body.get("status")), str(setup.get("logs") or ""))
+        return Health(
+            status=str(body.get("status")),
+            logs=str(setup.get("logs") or ""),
+            complaint=str(body.get("user_healthcheck_error") or ""),
+        )
 
     async def predict(
         self, prediction_id: str, values: Mapping[str, Any]
