@@ -82,6 +82,8 @@ class PagePool:
     def grow(self, run: Run, tokens: int) -> Run | None:
         """A larger run in exchange for `run` (held once): in place when possible. None, and `run`
         still held, when there is none. The caller copies what `run` held if `first` changed."""
+        if tokens > self.tokens:
+            return None
         self.release(run)
         count = self.pages_for(tokens)
         behind = self._references[run.first : run.first + count]

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 _LENGTHS = (11, 23, 37)
 _CHUNKS = (3, 1, 5, 1, 1, 8, 2)
 _LONG_CHUNK = 512
+_SINGLE = 5
+"""Last tokens of a sequence that are run one by one."""
 _COMPARED = 32
 """Last positions of a sequence that are compared."""
 _LONGEST_WINDOW = 4608
@@ -140,22 +143,31 @@ def _reference(model: PreTrainedModel, stream: Stream) -> Tensor:
     return logits[0, rows]
 
 
-def _plans(streams: Sequence[Stream], *, whole: bool) -> Iterator[Plan]:
-    """Steps that run all of `streams` in chunks of changing sizes."""
-    for round_ in count():
-        works = []
-        for index, stream in enumerate(streams):
-            size = _CHUNKS[(round_ + index) % len(_CHUNKS)]
-            if stream.missing > _LONG_CHUNK + 16:
-                size = _LONG_CHUNK
-            if stream.missing:
-                size = stream.missing if whole else min(size, stream.missing)
-                works.append(Work(stream, stream.run, size))
+def _plans(streams: Sequence[Stream], *, whole_prompts: bool) -> Iterator[Plan]:
+    """Steps that run all of `streams`, in chunks of changing sizes or, with `whole_prompts`, most
+    of each at once; the last tokens go one by one in both cases."""
+    for stream in streams:
+        stream.run = 0
+    for sizes in zip(*(_sizes(n, whole_prompts) for n in range(len(streams))), strict=True):
+        works = [
+            Work(stream, stream.run, min(size, max(1, stream.missing - _SINGLE)))
+            for stream, size in zip(streams, sizes, strict=True)
+            if stream.missing
+        ]
         if not works:
             return
         yield Plan(works=works)
         for work in works:
             work.stream.run = work.stop
+
+
+def _sizes(index: int, whole_prompts: bool) -> Iterator[int]:
+    """Chunk sizes of a stream: never the same for two streams in the same step for long. After
+    two rounds of small ones, long sequences are run in large chunks."""
+    if whole_prompts:
+        return repeat(sys.maxsize)
+    small = (_CHUNKS[index:] + _CHUNKS[:index]) * 2
+    return chain(small, repeat(_LONG_CHUNK))
 
 
 def _difference(
@@ -166,9 +178,7 @@ def _difference(
 ) -> str | None:
     """How `path` differs from `expected` (one tensor of rows per stream); None if it agrees."""
     rows: dict[Stream, list[Tensor]] = {stream: [] for stream in streams}
-    for stream in streams:
-        stream.run = 0
-    for plan in _plans(streams, whole=path.whole_prompts):
+    for plan in _plans(streams, whole_prompts=path.whole_prompts):
         logits = path.forward(plan)
         parts = torch.split(logits, [len(work.rows) for work in plan.works])
         for work, part in zip(plan.works, parts, strict=True):

@@ -1,0 +1,106 @@
+"""Page accounting, driven by hypothesis through any sequence of operations."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lmtp_replicate.engine.pages import PagePool, Run
+
+
+class Pages(RuleBasedStateMachine):
+    """`held` names every run as often as it is held."""
+
+    held: list[Run]
+
+    @initialize(total=st.integers(1, 40), page_tokens=st.integers(1, 5))
+    def start(self, total: int, page_tokens: int) -> None:
+        self.pool = PagePool(total, page_tokens)
+        self.held = []
+
+    @rule(tokens=st.integers(0, 220))
+    def take(self, tokens: int) -> None:
+        free_before = self.pool.free
+        run = self.pool.take(tokens)
+        if run is None:
+            assert self.held or tokens > self.pool.tokens
+            assert self.pool.free == free_before
+        else:
+            assert self.pool.capacity(run) >= tokens
+            self.held.append(run)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), more=st.integers(1, 100))
+    def grow(self, data: st.DataObject, more: int) -> None:
+        run = data.draw(st.sampled_from(self.held))
+        if self.held.count(run) > 1:
+            return
+        tokens = self.pool.capacity(run) + more
+        grown = self.pool.grow(run, tokens)
+        if grown is None:
+            assert len(self.held) > 1 or tokens > self.pool.tokens
+        else:
+            assert self.pool.capacity(grown) >= tokens
+            self.held[self.held.index(run)] = grown
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def retain(self, data: st.DataObject) -> None:
+        run = data.draw(st.sampled_from(self.held))
+        self.pool.retain(run)
+        self.held.append(run)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        run = data.draw(st.sampled_from(self.held))
+        self.pool.release(run)
+        self.held.remove(run)
+
+    @invariant()
+    def accounts_are_exact(self) -> None:
+        self.pool.check(self.held)
+        for run in self.held:
+            assert run.first >= 0 and run.first + run.count <= self.pool.total
+            for other in self.held:
+                disjoint = set(run.pages).isdisjoint(other.pages)
+                assert run == other or disjoint, "two runs share pages without sharing all"
+
+
+TestPages = Pages.TestCase
+TestPages.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_runs_grow_in_place_when_the_pages_behind_them_are_free() -> None:
+    pool = PagePool(16, page_tokens=4)
+    first = pool.take(4)
+    assert first == Run(0, 1)
+    assert pool.grow(first, 5) == Run(0, 2)
+
+
+def test_runs_move_when_the_pages_behind_them_are_taken() -> None:
+    pool = PagePool(16, page_tokens=4)
+    first, second = pool.take(4), pool.take(4)
+    assert (first, second) == (Run(0, 1), Run(1, 1))
+    assert pool.grow(Run(0, 1), 5) == Run(2, 2)
+    pool.check([Run(1, 1), Run(2, 2)])
+
+
+def test_one_run_can_hold_the_whole_pool_though_that_is_no_power_of_two() -> None:
+    pool = PagePool(11, page_tokens=1)
+    run = pool.take(1)
+    while run is not None and pool.capacity(run) < 11:
+        run = pool.grow(run, pool.capacity(run) + 1)
+    assert run == Run(0, 11)
+    assert pool.take(1) is None
+
+
+def test_releasing_too_often_is_a_bug_that_shows() -> None:
+    pool = PagePool(2, page_tokens=1)
+    run = pool.take(1)
+    assert run is not None
+    pool.release(run)
+    with pytest.raises(AssertionError, match="too often"):
+        pool.release(run)
