@@ -7,13 +7,12 @@ so a client always knows which names its server still has.
 from __future__ import annotations
 
 from base64 import b85decode, b85encode
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from lmtp_replicate.errors import ProtocolError
 from lmtp_replicate.protocol.limits import LIMITS
-from lmtp_replicate.protocol.masks import Mask, bitset, members
+from lmtp_replicate.protocol.masks import ALLOW_AT, FORBID_AT, Mask, bitset, members
 from lmtp_replicate.protocol.payloads import brief
 from lmtp_replicate.protocol.token_ids import UNKNOWN_ID, read_biases, read_ids
 
@@ -52,8 +51,7 @@ class MaskNames:
         if payload.get("name") is not None:
             self.define(_read_name(payload["name"], "mask.name"), mask)
         if payload.get("add") is not None:
-            biases = read_biases(payload["add"], "mask.add")
-            mask = replace(mask, added=_added(biases))
+            mask = replace(mask, added=_read_added(payload["add"]))
         return None if mask == Mask() else mask
 
     def write(self, mask: Mask) -> dict[str, Any]:
@@ -88,7 +86,14 @@ class MaskNames:
         return Mask(allowed=bits) if key.startswith("allow") else Mask(forbidden=bits)
 
 
-def _added(biases: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+def _read_added(payload: object) -> tuple[tuple[int, float], ...]:
+    biases = read_biases(payload, "mask.add")
+    for token, bias in biases.items():
+        if not FORBID_AT < bias < ALLOW_AT:
+            raise ProtocolError(
+                f"{brief(bias)} is not between {FORBID_AT:g} and {ALLOW_AT:g}; use allow or deny",
+                field=f"mask.add[{token}]",
+            )
     return tuple(sorted((t, v) for t, v in biases.items() if v != 0 and t != UNKNOWN_ID))
 
 

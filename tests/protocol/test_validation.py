@@ -191,6 +191,8 @@ WRONG = [
     ("mask.add", {"add": [1]}),
     ("mask.add", {"add": {"-3": 1}}),
     ("mask.add['3']", {"add": {"3": float("inf")}}),
+    ("mask.add[3]", {"add": {"3": 100}}),
+    ("mask.add[3]", {"add": {"3": -1e300}}),
     ("mask.name", {"allow": [1], "name": ""}),
     ("mask.name", {"allow": [1], "name": 5}),
     ("mask.name", {"allow": [1], "name": "x" * 65}),
