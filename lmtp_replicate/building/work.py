@@ -78,7 +78,7 @@ def _sole_writer(work: Path) -> Iterator[None]:
 
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = (work / ".lock").open("w")
+        lock = (work / ".lock").open("a")
     except OSError as error:
         raise ConfigError(f"{work} cannot be written: {error}") from error
     with lock:
