@@ -53,17 +53,18 @@ class Checkpoint:
 
 def choose(
     names: Collection[str],
-    read: Callable[[str], str],
+    read: Callable[[str], str | bytes],
     *,
     allow_pickle: bool = False,
     remote_code: bool = False,
 ) -> Checkpoint:
     """The files to take from a repository that holds `names`.
 
-    `read` gives a file's text; only the index of sharded weights is asked for. Pickled weights are
-    taken only with `allow_pickle` and where there are no safetensors, Python files only with
+    `read` gives a file's content; only the index of sharded weights is asked for. Pickled weights
+    are taken only with `allow_pickle` and where there are no safetensors, Python files only with
     `remote_code`. Raises ConfigError that says why a repository cannot be used.
     """
+    names = {name for name in names if _is_plain(name)}
     _check_model(names)
     weights, index = _weights(names, read, allow_pickle)
     texts = {name for name in names if _matches(name, _TEXTS) and not _matches(name, _NOT_TEXTS)}
@@ -73,6 +74,11 @@ def choose(
         texts=tuple(sorted(texts | index)),
         code=tuple(sorted(code)),
     )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a path stays below the folder it is put in; a Hub's answer may hold anything."""
+    return not {"", ".", ".."} & set(name.split("/"))
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:
@@ -92,7 +98,7 @@ def _check_model(names: Collection[str]) -> None:
 
 
 def _weights(
-    names: Collection[str], read: Callable[[str], str], allow_pickle: bool
+    names: Collection[str], read: Callable[[str], str | bytes], allow_pickle: bool
 ) -> tuple[set[str], set[str]]:
     """Weight files, and the index that names them (or nothing)."""
     for single, index in (_SAFE, _PICKLED) if allow_pickle else (_SAFE,):
@@ -110,7 +116,7 @@ def _weights(
     raise ConfigError(f"has no model.safetensors, whole or in shards with an index{found}")
 
 
-def _shards(index: str, text: str, names: Collection[str]) -> set[str]:
+def _shards(index: str, text: str | bytes, names: Collection[str]) -> set[str]:
     try:
         shards = set(json.loads(text)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:

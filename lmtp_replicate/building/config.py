@@ -118,7 +118,7 @@ class BuildConfig(_Table):
     """The whole of config.toml."""
 
     dest_prefix: Annotated[str, AfterValidator(_checked_prefix)] | None = None
-    models: dict[ModelName, ModelConfig]
+    models: dict[ModelName, ModelConfig] = Field(min_length=1)
 
     @property
     def destination(self) -> str | None:
@@ -132,7 +132,7 @@ class BuildConfig(_Table):
         if unknown := [name for name in names if name not in self.models]:
             raise ConfigError(
                 f"config.toml has no model {', '.join(map(repr, unknown))}; "
-                f"it has {', '.join(self.models) or 'none at all'}"
+                f"it has {', '.join(self.models)}"
             )
         return {name: self.models[name] for name in dict.fromkeys(names or self.models)}
 

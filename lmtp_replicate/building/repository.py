@@ -131,21 +131,19 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError as error:
-        raise ConfigError(f"{repo!r} cannot be a Hugging Face id: {error}") from error
+        raise ConfigError(f"this cannot be a Hugging Face id: {error}") from error
     except errors.GatedRepoError as error:
         raise ConfigError(
-            f"{repo} is gated: accept its terms at https://huggingface.co/{repo}, "
+            f"gated: accept its terms at https://huggingface.co/{repo}, "
             "and set HF_TOKEN to a token of your account"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ConfigError(
-            f"the Hub knows no model {repo!r} (or it is private: set HF_TOKEN), "
+            "the Hub knows no such model (or it is private: set HF_TOKEN), "
             "and there is no such directory"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ConfigError(
-            f"{repo} has no revision {revision!r}: see huggingface.version"
-        ) from error
+        raise ConfigError(f"there is no revision {revision!r}: see huggingface.version") from error
     except errors.HfHubHTTPError as error:
         raise TransportError(f"{repo}: the Hub answered with an error: {error}") from error
     except (OSError, errors.RevisionResolutionError, _http_error()) as error:

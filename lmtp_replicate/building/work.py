@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lmtp_replicate.building.checkpoint import choose
 from lmtp_replicate.building.config import BuildConfig, ModelConfig
-from lmtp_replicate.building.plan import plan_work_directory
-from lmtp_replicate.building.repository import open_repository
+from lmtp_replicate.building.plan import Plan, plan_work_directory
+from lmtp_replicate.building.repository import Repository, open_repository
 from lmtp_replicate.building.wheel import OwnPackage, own_package
 from lmtp_replicate.building.workdir import MARKER, apply
 from lmtp_replicate.errors import ConfigError
@@ -39,28 +39,16 @@ def build(
 
 
 def _build_one(model: ModelConfig, directory: Path, package: OwnPackage, image: str | None) -> None:
-    repository = open_repository(model.huggingface.repo, model.huggingface.version)
-
-    def read(name: str) -> str:
-        return repository.fetch([name])[name].read_text(encoding="utf-8")
-
+    repo = model.huggingface.repo
+    if isinstance(repo, Path) and repo.is_relative_to(directory.resolve()):
+        raise ConfigError(f"{directory.name}: {repo} is part of what is to be built")
     try:
-        checkpoint = choose(
-            repository.names(),
-            read,
-            allow_pickle=model.options.allow_pickle,
-            remote_code=model.options.trust_remote_code,
-        )
+        repository = open_repository(repo, model.huggingface.version)
+        plan = _plan(repository, model, package, image)
     except ConfigError as error:
-        raise ConfigError(f"{directory.name}: {model.huggingface.repo} {error}") from error
-    plan = plan_work_directory(
-        checkpoint,
-        repository.fetch(checkpoint.files),
-        source={"repo": repository.name, "revision": repository.commit},
-        options=model.options,
-        package=package,
-        image=image,
-    )
+        raise ConfigError(f"{directory.name}: {repo}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{directory.name}: {repo} cannot be read: {error}") from error
     was_complete = (directory / MARKER).exists()
     changed = apply(plan, directory)
     if not changed:
@@ -69,6 +57,25 @@ def _build_one(model: ModelConfig, directory: Path, package: OwnPackage, image: 
         logger.info("%s: updated %s", directory, ", ".join(changed))
     else:
         logger.info("%s: made", directory)
+
+
+def _plan(
+    repository: Repository, model: ModelConfig, package: OwnPackage, image: str | None
+) -> Plan:
+    checkpoint = choose(
+        repository.names(),
+        lambda name: repository.fetch([name])[name].read_bytes(),
+        allow_pickle=model.options.allow_pickle,
+        remote_code=model.options.trust_remote_code,
+    )
+    return plan_work_directory(
+        checkpoint,
+        repository.fetch(checkpoint.files),
+        source={"repo": repository.name, "revision": repository.commit},
+        options=model.options,
+        package=package,
+        image=image,
+    )
 
 
 @contextmanager

@@ -54,9 +54,30 @@ def test_an_unusable_model_is_named_and_the_others_stay(
 ) -> None:
     write_files(tmp_path / "bad", {"config.json": "{}", "model.gguf": b""})
     config = config_file(tmp_path, f"{ONE}[models.bad]\nhuggingface.repo = 'bad'\n")
-    with pytest.raises(ConfigError, match=r"^bad: .*/bad has no model\.safetensors"):
+    with pytest.raises(ConfigError, match=r"^bad: .*/bad: has no model\.safetensors"):
         build(config, [], tmp_path / "work", wheel=wheel)
     assert {path.name for path in (tmp_path / "work").iterdir()} == {".lock", "demo"}
+
+
+def test_an_unreadable_source_is_explained(tmp_path: Path, model: Path, wheel: Path) -> None:
+    (model / "vocab.json").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"^demo: .*/model cannot be read: .*vocab\.json"):
+        build(config_file(tmp_path, ONE), [], tmp_path / "work", wheel=wheel)
+    (model / "vocab.json").unlink()
+    (model / "model.safetensors").unlink()
+    write_files(model, {"model.safetensors.index.json": b"\xff\xfe\xff"})
+    with pytest.raises(ConfigError, match="is not an index of shards"):
+        build(config_file(tmp_path, ONE), [], tmp_path / "work", wheel=wheel)
+    assert not (tmp_path / "work" / "demo").exists()
+
+
+def test_a_work_directory_is_not_its_own_source(tmp_path: Path, model: Path, wheel: Path) -> None:
+    build(config_file(tmp_path, ONE), [], tmp_path / "work", wheel=wheel)
+    inside = config_file(tmp_path, ONE.replace("'model'", "'work/demo/checkpoints'"))
+    before = tree(tmp_path)
+    with pytest.raises(ConfigError, match="part of what is to be built"):
+        build(inside, [], tmp_path / "work", wheel=wheel)
+    assert tree(tmp_path) == before
 
 
 def test_two_builds_do_not_write_to_one_place(tmp_path: Path, model: Path, wheel: Path) -> None:

@@ -137,6 +137,16 @@ def test_a_broken_index_is_an_error(text: str) -> None:
         chosen(texts={"model.safetensors.index.json": text})
 
 
+@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "a//b", "a/../../b"])
+def test_a_path_that_leads_elsewhere_is_no_file_of_the_model(name: str) -> None:
+    with pytest.raises(ConfigError, match="is incomplete"):
+        chosen(name, texts={"model.safetensors.index.json": index(name)})
+    assert chosen("model.safetensors", name, "../tokenizer.json").files == (
+        "model.safetensors",
+        "config.json",
+    )
+
+
 _names = st.sampled_from(
     ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", *TWO, *TWO_BIN,
      "pytorch_model.bin.index.json", "tf_model.h5", "tokenizer.json", "x.py", "onnx/model.onnx"]

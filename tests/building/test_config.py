@@ -90,6 +90,7 @@ def test_the_example_is_valid_and_shows_every_key(tmp_path: Path) -> None:
         ("dest_prefix='r8.im/a$(id)'\n[models]", "dest_prefix"),
         ("dest_prefix='--help/me'\n[models]", "dest_prefix"),
         ("", "models: is missing"),
+        ("[models]", "models: Dictionary should have at least 1 item"),
         ("[models", "config.toml: "),
     ],
 )  # fmt: skip

@@ -206,8 +206,8 @@ def test_without_a_network_the_cache_is_enough(builder: Builder, hub: Hub) -> No
 @pytest.mark.parametrize(
     ("repo", "version", "reason"),
     [
-        ("me/nothing", None, "the Hub knows no model 'me/nothing'"),
-        ("me/model", "v9", "me/model has no revision 'v9'"),
+        ("me/nothing", None, "m: me/nothing: the Hub knows no such model"),
+        ("me/model", "v9", "m: me/model: there is no revision 'v9'"),
         ("me/gated", None, "accept its terms at https://huggingface.co/me/gated"),
         ("me/a--b", None, "cannot be a Hugging Face id"),
     ],
