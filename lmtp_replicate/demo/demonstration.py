@@ -19,22 +19,30 @@ from lmtp_replicate.demo.workspace import NAME, Workspace
 from lmtp_replicate.errors import LmtpReplicateError, StreamError
 
 ENDPOINT = f"replicate:local/{NAME}"
+STOPPED = 128 + signal.SIGTERM
+"""The exit status of a process that SIGTERM ended, as shells have it."""
 
 
 def demonstrate(workspace: Workspace, review: str) -> None:
     """Build the model, run the query on `review`, print answer and cost, stop everything.
 
-    Changes this process's environment and signal handlers. Raises LmtpReplicateError.
+    Changes this process's environment and signal handlers. Raises LmtpReplicateError, and
+    SystemExit on SIGTERM, as KeyboardInterrupt on SIGINT.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     workspace.prepare()
     token = _set_environment(workspace)
     with stage(f"building {workspace.source}"):
         directory = workspace.build()
     with stage("loading LMQL"):
-        import lmql  # noqa: F401 - takes seconds, and blocks
+        # Now, because imports would hold up the event loop that the gateway needs.
+        import lmql  # noqa: F401
+        from transformers import AutoTokenizer  # noqa: F401 - LMQL imports it late
     tokenizer = workspace.tokenizer(directory)
-    asyncio.run(_Demonstration(directory, tokenizer, review, token).run())
+    try:
+        asyncio.run(_Demonstration(directory, tokenizer, review, token).run())
+    except asyncio.CancelledError:
+        sys.exit(STOPPED)
 
 
 def _set_environment(workspace: Workspace) -> str:
