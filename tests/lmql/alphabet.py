@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -23,8 +25,10 @@ from tests.scripted_engine import EOS, ScriptedEngine
 OTHER_EOS = 2
 SPACE, BREAK = "Ġ", "Ċ"
 WORDS = ("yes", "no", "maybe")
-FAIL = "!"
-"""The model's engine crashes after it."""
+CRASH = "!"
+"""In the prompt: the engine fails once it has reached "y"."""
+DIE = "-"
+"""In the prompt: the whole process dies there, but only once."""
 
 
 def vocabulary() -> dict[str, int]:
@@ -93,14 +97,20 @@ def logprob(context: Sequence[int], token: int) -> float:
 
 
 class AlphabetEngine(ScriptedEngine):
-    """The model; it crashes where the text says so."""
+    """The model; it breaks where the text says so."""
 
     def __init__(self) -> None:
         super().__init__(self._logits)
 
     def _logits(self, context: Sequence[int]) -> list[float]:
-        if vocabulary()[FAIL] in context:
-            self.crash("the engine broke in the middle")
+        ids = vocabulary()
+        if context and context[-1] == ids["y"]:
+            died = Path("died")
+            if ids[DIE] in context and not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if ids[CRASH] in context:
+                self.crash("the engine broke in the middle")
         return logits(context)
 
     def info(self) -> ModelCard:
