@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from glob import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -112,7 +113,13 @@ class HubRepository:
 
 def open_repository(repo: str | Path, revision: str | None) -> Repository:
     """The repository that config.toml names: a directory (a Path) or a Hub id (a str)."""
-    return DirectoryRepository(repo) if isinstance(repo, Path) else HubRepository(repo, revision)
+    if isinstance(repo, Path):
+        return DirectoryRepository(repo)
+    if find_spec("huggingface_hub") is None:
+        raise ConfigError(
+            "downloading from the Hub needs huggingface_hub: pip install 'lmtp-replicate[server]'"
+        )
+    return HubRepository(repo, revision)
 
 
 def _http_error() -> type[Exception]:
@@ -146,7 +153,12 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
         raise ConfigError(f"there is no revision {revision!r}: see huggingface.version") from error
     except errors.HfHubHTTPError as error:
         raise TransportError(f"{repo}: the Hub answered with an error: {error}") from error
-    except (OSError, errors.RevisionResolutionError, _http_error()) as error:
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        errors.RevisionResolutionError,
+        _http_error(),
+    ) as error:
         raise TransportError(
             f"{repo}: the Hub cannot be reached, and the local cache lacks (parts of) the model: "
             f"{error}"

@@ -71,6 +71,15 @@ def test_an_unreadable_source_is_explained(tmp_path: Path, model: Path, wheel: P
     assert not (tmp_path / "work" / "demo").exists()
 
 
+def test_the_hub_without_its_library_is_explained(
+    tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmtp_replicate.building.repository.find_spec", lambda _: None)
+    config = config_file(tmp_path, "[models.demo]\nhuggingface.repo = 'me/model'")
+    with pytest.raises(ConfigError, match=r"pip install 'lmtp-replicate\[server\]'"):
+        build(config, [], tmp_path / "work", wheel=wheel)
+
+
 def test_a_work_directory_is_not_its_own_source(tmp_path: Path, model: Path, wheel: Path) -> None:
     build(config_file(tmp_path, ONE), [], tmp_path / "work", wheel=wheel)
     inside = config_file(tmp_path, ONE.replace("'model'", "'work/demo/checkpoints'"))

@@ -91,6 +91,17 @@ def test_pins_cover_what_the_server_needs_in_versions_that_were_tested() -> None
             assert version(name) == pin, name
 
 
+def test_pins_fit_each_other() -> None:
+    pins = {name.lower().replace("_", "-"): pin for name, pin in PINS.items()}
+    for name in ("cog", *PINS):
+        for line in [] if name == "torch" else requires(name) or []:
+            other = Requirement(line)
+            if (other.marker is None or other.marker.evaluate({"extra": ""})) and (
+                pin := pins.get(other.name.lower().replace("_", "-"))
+            ):
+                assert pin in other.specifier, f"{name} needs {line}"
+
+
 def test_weights_lie_in_a_folder_without_code(model: Path, tmp_path: Path) -> None:
     """`cog push --separate-weights` takes no folder for weights whose path begins the path of a
     Python file (pkg/weightslegacy/weights.go), nor a symbolic link."""
