@@ -70,6 +70,11 @@ class Prediction:
         self.session: Session | None = None
         self.missing = 0
 
+    async def event(self, position: int) -> tuple[str, str]:
+        async with self.changed:
+            await self.changed.wait_for(lambda: len(self.events) > position)
+        return self.events[position]
+
     async def add(self, kind: str, data: str) -> None:
         async with self.changed:
             self.events.append((kind, data))
@@ -279,9 +284,7 @@ class ReplicateDouble:
         await response.write(b": hi\n\n")
         sent = 0
         while sent != self.faults.end_stream_after:
-            async with prediction.changed:
-                await prediction.changed.wait_for(lambda: len(prediction.events) > position)
-            kind, data = prediction.events[position]
+            kind, data = await prediction.event(position)
             await self._write(response, f"event: {kind}\nid: {position}:0\n{_data(data)}\n")
             position, sent = position + 1, sent + 1
             if kind == "done":

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+
+from lmtp_replicate.client.endpoint import (
+    Patience,
+    ReplicateEndpoint,
+    WebSocketEndpoint,
+    parse_endpoint,
+)
+from lmtp_replicate.errors import EndpointError
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("replicate:org/model", ReplicateEndpoint("org", "model")),
+        (" replicate:org/m-1.5_b ", ReplicateEndpoint("org", "m-1.5_b")),
+        ("replicate:org/model/abc123", ReplicateEndpoint("org", "model", "abc123")),
+        ("replicate:deployment/org/prod", ReplicateEndpoint("org", "prod", is_deployment=True)),
+        (
+            "replicate:org/model?boot_timeout=60&idle_timeout=0.5",
+            ReplicateEndpoint("org", "model", patience=Patience(60.0, 0.5)),
+        ),
+        ("ws://host:1", WebSocketEndpoint("ws://host:1")),
+        ("wss://host/path?q=1", WebSocketEndpoint("wss://host/path?q=1")),
+        ("http://host:8080/", WebSocketEndpoint("ws://host:8080/")),
+        ("https://host", WebSocketEndpoint("wss://host")),
+        ("localhost:8080", WebSocketEndpoint("ws://localhost:8080")),
+        ("[::1]:8080", WebSocketEndpoint("ws://[::1]:8080")),
+    ],
+)
+def test_meaning(text: str, meaning: object) -> None:
+    assert parse_endpoint(text) == meaning
+
+
+@pytest.mark.parametrize("text", ["replicate", "replicate:", "replicate:?boot_timeout=5"])
+@pytest.mark.parametrize("model", ["org/model/v1", "replicate:org/model/v1"])
+def test_the_model_names_what_the_endpoint_does_not(text: str, model: str) -> None:
+    endpoint = parse_endpoint(text, model=model)
+    assert isinstance(endpoint, ReplicateEndpoint)
+    assert (endpoint.owner, endpoint.name, endpoint.version) == ("org", "model", "v1")
+
+
+def test_a_websocket_carries_the_models_name() -> None:
+    assert parse_endpoint("ws://h:1", model="gpt2") == WebSocketEndpoint("ws://h:1", "gpt2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "replicate",
+        "replicate:",
+        "replicate:model",
+        "replicate:org/",
+        "replicate:org//model",
+        "replicate:org/model/version/more",
+        "replicate:https://replicate.com/org/model",
+        "replicate:org/mo del",
+        "replicate:../etc/passwd",
+        "replicate:org/model?token=r8_x",
+        "replicate:org/model?boot_timeout=soon",
+        "replicate:org/model?idle_timeout=-1",
+        "replicate:org/model?idle_timeout=nan",
+        "replikate:org/model",
+        "org/model",
+        "localhost",
+        "ftp://host:1",
+        "ws://",
+        "ws://host:port",
+        "host:99999",
+        "my host:80",
+    ],
+)
+def test_a_wrong_spelling_shows_the_right_ones(text: str) -> None:
+    with pytest.raises(EndpointError) as caught:
+        parse_endpoint(text)
+    assert repr(text) in str(caught.value)
+    assert "replicate:deployment/ORG/NAME" in str(caught.value)
