@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lmtp_replicate.building import build
-from tests.building.tiny import config_file
+from lmtp_replicate.errors import PredictionError
+from lmtp_replicate.gateway.cog_events import Completed, Output
+from lmtp_replicate.gateway.cog_runtime import CogRuntime
+from lmtp_replicate.gateway.work_directory import WorkDirectory
+from tests.building.tiny import config_file, tree
 from tests.engine.tiny_tokenizer import tiny_tokenizer
 
 CODE = """
@@ -48,38 +50,45 @@ def llama(tmp_path: Path) -> Path:
     return directory
 
 
-def predict(work: Path, *inputs: str) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    arguments = [word for text in inputs for word in ("-i", text)]
-    done = subprocess.run(
-        [sys.executable, "-m", "lmtp_replicate", "predict", work, *arguments],
-        env=os.environ | {"PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+async def output(runtime: CogRuntime, **inputs: Any) -> str:
+    """The whole output of one prediction, which succeeded."""
+    chunks: list[str] = []
+    async for event in runtime.predict(f"p{len(inputs)}", inputs):
+        if isinstance(event, Output):
+            chunks.append(event.chunk)
+        elif isinstance(event, Completed):
+            assert (event.status, event.error) == ("succeeded", None)
+    return "".join(chunks)
 
 
 @pytest.mark.slow
-def test_a_built_directory_answers_on_the_real_runtime(
+async def test_a_built_directory_answers_on_the_real_runtime(
     tmp_path: Path, llama: Path, wheel: Path
 ) -> None:
     text = "[models.demo]\nhuggingface.repo = 'llama'\nconfig.torch_dtype = 'float32'\n"
     (work,) = build(config_file(tmp_path, text), [], tmp_path / "work", wheel=wheel)
+    before = tree(work)
     ops = [
         ["GENERATE", {"stream_id": 1, "prompt": [72, 105], "max_tokens": 3}],
         ["MODEL_INFO", {"stream_id": 2}],
     ]
-    (tmp_path / "ops.json").write_text(json.dumps(ops))
-    lines = predict(work, f"ops_batch_json=@{tmp_path / 'ops.json'}").splitlines()
-    tokens = [json.loads(line[6:]) for line in lines if line.startswith("TOKEN")]
-    assert [item["stream_id"] for item in tokens] == [1] * len(tokens)
-    assert 1 <= len(tokens) <= 3
-    assert tokens[-1]["finish_reason"] in ("stop", "length")
-    assert any('"float32"' in line for line in lines if line.startswith("MSG"))
+    async with CogRuntime(WorkDirectory.read(work)) as runtime:
+        lines = (await output(runtime, ops_batch_json=json.dumps(ops))).splitlines()
+        tokens = [json.loads(line[6:]) for line in lines if line.startswith("TOKEN")]
+        assert {item["stream_id"] for item in tokens} == {1}
+        assert 1 <= len(tokens) <= 3
+        assert tokens[-1]["finish_reason"] in ("stop", "length")
+        assert any('"float32"' in line for line in lines if line.startswith("MSG"))
+
+        assert await output(runtime, prompt="Hi", max_length=4, temperature=0.0, n=2)
+
+        # The runtime checks inputs by the schema that the build wrote.
+        for wrong in ({"n": 11}, {"top_p": 0}, {"encoding": "other"}, {"max_length": "many"}):
+            with pytest.raises(PredictionError, match=next(iter(wrong))):
+                await output(runtime, prompt="Hi", **wrong)
+    build(config_file(tmp_path, text), [], tmp_path / "work", wheel=wheel)
+    after = tree(work)
+    assert {name: after[name] for name in before} == before  # Python may leave a __pycache__
 
 
 @pytest.mark.slow
