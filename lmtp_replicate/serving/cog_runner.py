@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
 
 from lmtp_replicate.engine.interface import Engine
 from lmtp_replicate.errors import EngineError, ProtocolError
 from lmtp_replicate.protocol.codecs import decode_batch, encode_lines
-from lmtp_replicate.protocol.messages import Cancel, Dialect, Sampling
+from lmtp_replicate.protocol.messages import Cancel, Dialect, ErrorItem, Generate, Sampling
 from lmtp_replicate.serving.prediction import Prediction
 from lmtp_replicate.serving.prediction_cancel import watch
+from lmtp_replicate.serving.runner_config import RunnerConfig
 from lmtp_replicate.serving.text_mode import TextMode, TextRequest
-
-log = logging.getLogger(__name__)
 
 
 class CogRunner:
@@ -28,6 +30,38 @@ class CogRunner:
     def __init__(self, engine: Engine, text: TextMode | None = None) -> None:
         self._engine = engine
         self._text = text
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """The runner of a work directory: loads its model and makes a first token with it.
+
+        Raises `ConfigError`, `ModelLoadError` or `EngineError` when that cannot be done. Logs go
+        to stderr from here on, since Cog's runtime sets up no logging.
+        """
+        from lmtp_replicate.engine.loading import load
+        from lmtp_replicate.engine.settings import EngineSettings
+        from lmtp_replicate.engine.torch_engine import TorchEngine
+
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        config = RunnerConfig.read(directory)
+        loaded = load(directory / config.model, config.load)
+        named = replace(loaded, model_id=config.source.repo, revision=config.source.revision)
+        engine = TorchEngine(named, EngineSettings(kv_cache_bytes=config.load.kv_cache_bytes))
+        text = None
+        if loaded.tokenizer is not None:
+            text = TextMode(loaded.tokenizer, loaded.eos_token_ids)
+        runner = cls(engine, text)
+        runner.warm_up()
+        return runner
+
+    def warm_up(self) -> None:
+        """Make a token, so that the first prediction does not pay for what is done only once.
+        Raises `EngineError` when the engine cannot."""
+        first = Generate(1, (0,), max_tokens=1)
+        for items in Prediction(self._engine, Dialect.EXTENDED).answers([first]):
+            for item in items:
+                if isinstance(item, ErrorItem):
+                    raise EngineError(f"the model's first token failed: {item.error}")
 
     @property
     def failure(self) -> str | None:

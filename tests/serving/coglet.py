@@ -18,33 +18,11 @@ from typing import Any
 
 import aiohttp
 
+from lmtp_replicate.building.schema import openapi_schema
+
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "lmtp_replicate" / "building" / "templates" / "run.py"
 READY = "now accepting requests"
-INPUTS = (
-    "prompt n max_length temperature top_p top_k repetition_penalty seed ops_batch_json encoding"
-)
-SCHEMA: dict[str, Any] = {
-    "openapi": "3.0.2",
-    "info": {"title": "Cog", "version": "0.1.0"},
-    "paths": {"/predictions": {"post": {"x-cog-streaming": True}}},
-    "components": {
-        "schemas": {
-            "Input": {
-                "title": "Input",
-                "type": "object",
-                "properties": {name: {} for name in INPUTS.split()},
-            },
-            "Output": {
-                "title": "Output",
-                "type": "array",
-                "items": {"type": "string"},
-                "x-cog-array-type": "iterator",
-                "x-cog-array-display": "concatenate",
-            },
-        }
-    },
-}
 
 
 def scripted_work_directory(folder: Path) -> Path:
@@ -60,7 +38,7 @@ def scripted_work_directory(folder: Path) -> Path:
     )
     (folder / ".cog").mkdir(parents=True)
     (folder / "run.py").write_text(text)
-    (folder / ".cog" / "openapi_schema.json").write_text(json.dumps(SCHEMA))
+    (folder / ".cog" / "openapi_schema.json").write_text(json.dumps(openapi_schema(text)))
     return folder
 
 

@@ -5,8 +5,8 @@ without looking at a clock:
 
 - `tokens.log` gets a line `TAG LENGTH` for each token that is about to be made, where TAG is the
   first id of the stream's prompt and LENGTH that of its context.
-- A named pipe `hold-TAG-LENGTH` holds the engine before that token, until someone opens the pipe
-  for writing.
+- A named pipe `hold-TAG-LENGTH` holds the engine before that token, until someone has opened the
+  pipe for writing and closed it again.
 - A file `crash-TAG-LENGTH` makes the engine fail there, with the file's text as the reason;
   a file `die-TAG-LENGTH` kills the worker process.
 """
@@ -46,8 +46,8 @@ class RecordedEngine(ScriptedEngine):
     def _recorded(self, context: Sequence[int]) -> list[float]:
         place = f"{context[0]}-{len(context)}"
         print(context[0], len(context), file=self._tokens)
-        if (self._folder / f"hold-{place}").exists():
-            os.close(os.open(self._folder / f"hold-{place}", os.O_RDONLY))
+        if (hold := self._folder / f"hold-{place}").exists():
+            hold.read_bytes()
         if (self._folder / f"die-{place}").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         if (crash := self._folder / f"crash-{place}").exists():
