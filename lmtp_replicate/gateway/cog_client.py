@@ -70,7 +70,9 @@ class CogClient:
         await self._session.close()
 
     async def health(self) -> Health:
-        """The runtime's state; status UNREACHABLE when it does not answer."""
+        """The runtime's state; status UNREACHABLE when it does not answer, or was stopped."""
+        if self._session.closed:
+            return Health("UNREACHABLE")
         patience = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
         try:
             async with self._session.get(f"{self._url}/health-check", timeout=patience) as answer:
@@ -92,6 +94,8 @@ class CogClient:
         Raises CogBusyError when it cannot run now, PredictionError when the runtime refuses the
         input, TransportError when the connection breaks.
         """
+        if self._session.closed:
+            raise CogBusyError("the Cog runtime was stopped")
         reader = EventReader()
         try:
             async with self._session.put(
@@ -113,6 +117,8 @@ class CogClient:
 
     async def cancel(self, prediction_id: str) -> None:
         """Ask for the prediction's end; one that is not running is no error."""
+        if self._session.closed:
+            return
         try:
             async with self._session.post(f"{self._url}/predictions/{prediction_id}/cancel"):
                 pass

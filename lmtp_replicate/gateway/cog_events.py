@@ -95,7 +95,7 @@ def _event(block: bytes) -> CogEvent | None:
         return None  # a keep-alive comment
     try:
         return _decoded(name, json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TransportError(f"the Cog runtime sent an unreadable {name!r} event") from error
 
 

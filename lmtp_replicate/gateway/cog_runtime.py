@@ -32,7 +32,7 @@ class RuntimeSettings:
     idle: float | None = None
     setup: float = 3600.0
     busy: float = 60.0
-    grace: float = 5.0
+    grace: float = 2.0
 
 
 class CogRuntime:
