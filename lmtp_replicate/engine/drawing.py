@@ -11,6 +11,9 @@ from torch import Tensor
 from lmtp_replicate.engine.ranking import best_first
 from lmtp_replicate.protocol.messages import Sampling
 
+_FEW = 4096
+"""Ids that are looked at first for top-p on a CPU."""
+
 
 def uniform(entropy: int, position: int) -> float:
     """A number in [0, 1) that depends on nothing but its arguments.
@@ -32,45 +35,70 @@ def draw(processed: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[fl
     finite. Rows without a possible id yield an arbitrary id.
     """
     device = processed.device
-    temperatures = torch.tensor([s.temperature for s in samplings], dtype=torch.float64)
+    temperatures = _column([s.temperature for s in samplings], device)
     relative = processed.double() - processed.amax(dim=1, keepdim=True)
-    weights = (relative / temperatures.to(device).unsqueeze(1)).exp()
+    weights = (relative / temperatures).exp()
     weights = _cut(weights, processed, samplings)
     cumulative = weights.cumsum(dim=1)
-    targets = torch.tensor(uniforms, dtype=torch.float64).to(device).unsqueeze(1)
     # right=True finds the first id whose cumulative weight is above the target: ids of weight 0
     # have their predecessor's cumulative weight and are never found.
-    found = torch.searchsorted(cumulative, targets * cumulative[:, -1:], right=True)
+    targets = _column(uniforms, device) * cumulative[:, -1:]
+    found = torch.searchsorted(cumulative, targets, right=True)
     return found.squeeze(1).clamp(max=processed.shape[1] - 1)
 
 
 def _cut(weights: Tensor, processed: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """`weights` with those outside top-k and top-p set to 0. Rows are cut in two groups, since
-    those with a top-k need no sort of the whole vocabulary."""
+    """`weights` with those outside top-k, and then those outside top-p, set to 0."""
     width = weights.shape[1]
-    short = [row for row, s in enumerate(samplings) if 0 < s.top_k < width]
-    full = [row for row, s in enumerate(samplings) if not 0 < s.top_k < width and s.top_p < 1]
-    for rows in (short, full):
-        if not rows:
-            continue
-        chosen = [samplings[row] for row in rows]
-        counts = [s.top_k if 0 < s.top_k < width else width for s in chosen]
-        index = torch.tensor(rows, device=weights.device)
-        order = best_first(processed[index], max(counts))
-        kept = _kept(weights[index].gather(1, order), counts, [s.top_p for s in chosen])
-        cut = torch.zeros_like(weights[index]).scatter(1, order, kept)
-        weights = weights.index_copy(0, index, cut)
+    limits = [min(sampling.top_k, width) or width for sampling in samplings]
+    rows = [row for row, limit in enumerate(limits) if limit < width]
+    if rows:
+        weights = _top_k(weights, processed, rows, [limits[row] for row in rows])
+    rows = [row for row, sampling in enumerate(samplings) if sampling.top_p < 1]
+    if rows:
+        shares = _column([samplings[row].top_p for row in rows], weights.device)
+        weights = _top_p(weights, processed, rows, shares, max(limits[row] for row in rows))
     return weights
 
 
-def _kept(ranked: Tensor, counts: Sequence[int], shares: Sequence[float]) -> Tensor:
-    """`ranked` weights (best first) with all after the first `counts` and then all after the
-    first `shares` of the remaining sum set to 0."""
-    device = ranked.device
-    ranks = torch.arange(ranked.shape[1], device=device)
-    ranked = ranked * (ranks < torch.tensor(counts, device=device).unsqueeze(1))
-    share = torch.tensor(shares, dtype=torch.float64).to(device).unsqueeze(1)
-    cumulative = ranked.cumsum(dim=1)
-    reached = cumulative - ranked >= share * cumulative[:, -1:]
-    # top_p = 1 keeps all, whatever rounding makes of the last sum; the best one always stays.
-    return ranked * (~reached | (share >= 1) | (ranks == 0))
+def _top_k(
+    weights: Tensor, processed: Tensor, rows: Sequence[int], limits: Sequence[int]
+) -> Tensor:
+    index = torch.tensor(rows, device=weights.device)
+    order = best_first(processed[index], max(limits))
+    ranks = torch.arange(order.shape[1], device=weights.device)
+    kept = weights[index].gather(1, order) * (ranks < _column(limits, weights.device))
+    return _replaced(weights, index, order, kept)
+
+
+def _top_p(
+    weights: Tensor, processed: Tensor, rows: Sequence[int], shares: Tensor, bound: int
+) -> Tensor:
+    """bound: no row has more than this many weights left."""
+    index = torch.tensor(rows, device=weights.device)
+    enough = shares * weights[index].sum(dim=1, keepdim=True)
+    order = _candidates(processed[index], weights[index], enough, bound)
+    ranked = weights[index].gather(1, order)
+    reached = ranked.cumsum(dim=1) - ranked >= enough
+    return _replaced(weights, index, order, ranked * ~reached)
+
+
+def _candidates(processed: Tensor, weights: Tensor, enough: Tensor, bound: int) -> Tensor:
+    """Ids, best first, so many that each row has weight `enough` in them."""
+    # On a CPU, sorting a vocabulary costs much and looking at a result nothing, and most
+    # distributions have nearly all weight in few ids. For a look, a GPU would have to be awaited.
+    if weights.is_cpu and bound > _FEW:
+        order = best_first(processed, _FEW)
+        if bool((weights.gather(1, order).sum(dim=1, keepdim=True) > enough).all()):
+            return order
+    return best_first(processed, bound)
+
+
+def _replaced(weights: Tensor, rows: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
+    """`weights` with the given rows 0 but for `kept` at `ids`."""
+    cut = torch.zeros_like(weights[rows]).scatter(1, ids, kept)
+    return weights.index_copy(0, rows, cut)
+
+
+def _column(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).to(device).unsqueeze(1)

@@ -39,5 +39,5 @@ def penalised(logits: Tensor, rows: Sequence[tuple[int, Sampling, Sequence[int]]
     factor, offset = torch.tensor([factors, offsets], dtype=torch.float64).to(logits.device)
     before = logits[at].double()
     after = torch.where(before < 0, before * factor, before / factor) - offset
-    limit = torch.finfo(torch.float32).max
+    limit = torch.finfo(torch.float32).max / 4  # differences of such logits are finite too
     return logits.index_put(at, after.clamp(-limit, limit).float())

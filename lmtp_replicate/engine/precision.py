@@ -33,7 +33,9 @@ def choose_precision(asked: str, checkpoint: str | None, device: torch.device) -
     """The dtype for weights and arithmetic.
 
     asked: "auto" or a dtype's name. checkpoint: the dtype the checkpoint says it was saved in;
-    one that says nothing is taken as float32. The rules of "auto" are those of the README's table.
+    one that says nothing is taken as float32. "auto" is, on a GPU, the checkpoint's, but bfloat16
+    for float32 and float16 where the GPU has no bfloat16; on a CPU float32, but bfloat16 where the
+    checkpoint has 16 bits and the CPU multiplies it fast.
     """
     if asked != "auto":
         return Precision(asked, "as asked")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmtp_replicate.engine.drawing import uniform
+from lmtp_replicate.engine.drawing import draw, uniform
 from lmtp_replicate.engine.sampling import BrokenLogits, Choice, Draw, NothingLeft, Sampler, Scored
 from lmtp_replicate.protocol.masks import Mask
 from lmtp_replicate.protocol.messages import Sampling
@@ -188,7 +188,7 @@ def test_penalties_that_overflow_stay_finite() -> None:
     rows = [plain(sampling=sampling, history=[0, 0, 1], top_logprobs=3)]
     (outcome,) = Sampler(3).step(torch.tensor([[-5.0, 5.0, 0.0]]), rows)
     assert isinstance(outcome, Choice)
-    assert outcome.token == 2
+    assert list(outcome.top_logprobs) == [2, 0, 1]  # both at the floor
     assert all(math.isfinite(value) for value in outcome.top_logprobs.values())
 
 
@@ -202,6 +202,17 @@ def test_draws_follow_the_distribution() -> None:
     for token, share in zip([0, 1, 2, 4], (weights / weights.sum()).tolist(), strict=True):
         assert abs(seen[token] / count - share) < 4 * math.sqrt(share * (1 - share) / count)
     assert seen[3] == 0
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])  # nearly flat: the whole vocabulary is sorted
+def test_top_p_of_a_large_vocabulary(spread: float) -> None:
+    logits = torch.randn(40, 9000, generator=torch.Generator().manual_seed(2)) * spread
+    samplings_ = [Sampling(temperature=1, top_p=0.9, top_k=k) for k in (0, 0, 5000, 20)]
+    rows = [plain(sampling=samplings_[p % 4], position=p, entropy=4) for p in range(40)]
+    outcomes = Sampler(9000).step(logits, rows)
+    for values, row, outcome in zip(logits.tolist(), rows, outcomes, strict=True):
+        assert isinstance(outcome, Choice)
+        assert outcome.token in acceptable_tokens(processed(values, row, 9000), row)
 
 
 def test_entropy_and_position_alone_decide_the_draw() -> None:
@@ -226,6 +237,12 @@ def test_seeded_numbers_are_the_same_in_every_release() -> None:
         0.8031542822215769,
         0.9509266881132774,
     ]
+
+
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (1 - 2**-48, 3)])
+def test_the_ends_of_the_unit_interval_draw_possible_ids(number: float, token: int) -> None:
+    weights = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf]])
+    assert draw(weights, [Sampling(temperature=1)], [number]).tolist() == [token]
 
 
 def test_numbers_are_uniform_and_below_one() -> None:
