@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 HOME = tempfile.mkdtemp(prefix="lmtp-replicate-tests-")
 os.environ |= {
@@ -22,6 +23,12 @@ os.environ |= {
 }
 for name in ("REPLICATE_API_TOKEN", "REPLICATE_BASE_URL"):
     os.environ.pop(name, None)
+
+# Two cores, shared: slowness is no failure.
+settings.register_profile(
+    "shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

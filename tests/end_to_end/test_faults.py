@@ -1,0 +1,131 @@
+"""Things go wrong in mid-stream, and the next query is answered all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from lmtp_replicate import LmtpReplicateError, connect
+from lmtp_replicate.errors import StreamError
+from tests.end_to_end.test_mission_query import ask
+from tests.gateway_thread import TOKEN, GatewayThread
+
+pytestmark = pytest.mark.slow
+
+ENDPOINT = "replicate:local/demo"
+PROMPT = [9, 10, 11]
+
+
+async def continued(endpoint: str, count: int = 5) -> int:
+    async with connect(endpoint) as client:
+        return len([item async for item in client.generate(PROMPT, max_tokens=count)])
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` started, and theirs."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *children(int(child))]
+    return found
+
+
+def cog_processes(model: str) -> list[int]:
+    """The processes of the Cog runtime of `model`, its workers last."""
+    return [
+        pid for pid in children(os.getpid()) if Path(f"/proc/{pid}/cwd").resolve().name == model
+    ]
+
+
+@pytest.mark.parametrize("which", [0, -1], ids=["server", "worker"])
+async def test_a_killed_cog_process_fails_the_stream_and_the_next_query_is_answered(
+    which: int, gateway: GatewayThread, tokenizer: str
+) -> None:
+    assert await continued(ENDPOINT) >= 1  # the runtime runs
+    async with connect(ENDPOINT) as client:
+        # No id ends this stream before the context does.
+        stream = client.generate(PROMPT, max_tokens=400, logit_bias={0: -100, 1: -100, 2: -100})
+        await anext(stream)
+        os.kill(cog_processes("demo")[which], signal.SIGKILL)
+        with pytest.raises(LmtpReplicateError):
+            async for _ in stream:
+                pass
+    answer = await asyncio.to_thread(ask, ENDPOINT, tokenizer)
+    assert answer.classification == " positive"
+
+
+async def test_a_client_that_leaves_in_mid_stream_leaves_nothing_running(
+    gateway: GatewayThread, served: str
+) -> None:
+    for endpoint in (ENDPOINT, f"ws://{served}"):
+        async with connect(endpoint) as client:
+            stream = client.generate(PROMPT, max_tokens=400)
+            await anext(stream)
+        assert await continued(endpoint) >= 1
+    gateway.wait_until_quiet()
+
+
+GARBAGE = [
+    "GENERATE {",
+    "GENERATE {}",
+    "nonsense",
+    "",
+    'GENERATE {"stream_id": 1, "prompt": [-1], "model": "m"}',
+    'GENERATE {"stream_id": 1, "prompt": [999999999], "model": "m"}',
+    'SCORE {"stream_id": 1, "prompt": "text", "scored": null}',
+    "GENERATE " + "[" * 100_000,
+    'CANCEL {"stream_id": "x"}',
+]
+
+
+async def test_garbage_on_the_websocket_leaves_the_server_healthy(served: str) -> None:
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"http://{served}") as ws:
+        for frame in GARBAGE:
+            await ws.send_str(frame)
+        await ws.send_bytes(b"\xc1\xff garbage")
+        await ws.send_str(
+            'GENERATE {"stream_id": 99, "model": "m", "prompt": [9], "max_tokens": 1}'
+        )
+        async for message in ws:  # errors of the garbage come first, on this same connection
+            if '"stream_id": 99' in message.data or '"stream_id":99' in message.data:
+                assert "finish_reason" in message.data
+                break
+        else:
+            raise AssertionError("the connection was closed")
+        async with session.get(f"http://{served}/health") as health:
+            assert health.status == 200
+
+
+async def test_garbage_in_a_prediction_is_an_error_of_its_own(gateway: GatewayThread) -> None:
+    version = gateway.version("demo")
+    headers = {"Authorization": f"Bearer {TOKEN}", "Prefer": "wait"}
+    async with aiohttp.ClientSession(gateway.gateway.url, headers=headers) as session:
+        for batch in ("{", "[]", "[[1]]", '[["GENERATE", {}]]', '[["SCORE"]]', "null", "[" * 9999):
+            body = {"version": version, "input": {"ops_batch_json": batch}}
+            async with session.post("/v1/predictions", json=body) as created:
+                assert created.status == 201
+                prediction = await created.json()
+                output = "".join(prediction["output"] or [])
+                assert prediction["error"] or "error" in output, (batch, prediction)
+    assert await continued(ENDPOINT) >= 1
+
+
+async def test_one_bad_op_fails_alone(gateway: GatewayThread) -> None:
+    async with connect(ENDPOINT) as client:
+        bad = client.generate([10**7], max_tokens=3)
+        good = client.generate(PROMPT, max_tokens=3, logit_bias={0: -100, 1: -100, 2: -100})
+
+        async def outcome(stream: object) -> object:
+            try:
+                return len([item async for item in stream])  # type: ignore[attr-defined]
+            except StreamError as error:
+                return str(error)
+
+        failed, length = await asyncio.gather(outcome(bad), outcome(good))
+    assert "prompt" in str(failed)
+    assert length == 3
