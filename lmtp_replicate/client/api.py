@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
@@ -27,6 +27,8 @@ from lmtp_replicate.errors import (
 
 log = logging.getLogger(__name__)
 _NEVER = asyncio.Event()
+NOTICEABLE: Final = 5.0
+"""Seconds of waiting from which on the user is told."""
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=90)
 
 
@@ -92,7 +94,8 @@ class Api:
             )
             if delay is None:
                 raise outcome.error
-            log.info("%s; trying again in %.1f s", outcome.error, delay)
+            level = logging.WARNING if delay > NOTICEABLE else logging.INFO
+            log.log(level, "%s; trying again in %.1f s", outcome.error, delay)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(give_up.wait(), delay)
         return None

@@ -41,6 +41,7 @@ class ReplicatePeer:
             release = await self._find_release()
             prediction = await self._create(release, batch)
         except LmtpReplicateError as error:
+            self._release = None  # the next op looks again: what was wrong may have been put right
             batch.fail(error)
             return
         if prediction is None:
@@ -64,13 +65,7 @@ class ReplicatePeer:
     async def _find_release(self) -> Release:
         if self._release is None:
             self._release = asyncio.ensure_future(find_release(self._api, self._endpoint))
-        release = self._release
-        try:
-            return await asyncio.shield(release)
-        except LmtpReplicateError:
-            if self._release is release:
-                self._release = None  # the next op asks again
-            raise
+        return await asyncio.shield(self._release)
 
     async def _create(self, release: Release, batch: Batch) -> Prediction | None:
         """The created prediction, or None when everybody left before it was."""
@@ -93,7 +88,7 @@ class ReplicatePeer:
             self._api,
             self._endpoint,
             created,
-            on_text=lambda text: batch.deliver(lines.feed(text)),
+            on_text=lambda text: self._take_text(batch, lines, text),
             on_end=lambda: batch.deliver(lines.finish()),
             on_boot=self._tell_of_boot,
             is_answered=batch.over.is_set,
@@ -105,6 +100,10 @@ class ReplicatePeer:
             return []
         self._has_asked = True
         return [ModelInfo(self._hub.next_id(), frozenset(EXTENSIONS))]
+
+    def _take_text(self, batch: Batch, lines: LineDecoder, text: str) -> None:
+        self._has_told_of_boot = False  # it is warm; a later boot is news again
+        batch.deliver(lines.feed(text))
 
     def _take_info(self, info: Mapping[str, Any]) -> None:
         self.info = info

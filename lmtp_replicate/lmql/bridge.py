@@ -39,6 +39,7 @@ class LMTPReplicateClient:
         self._tokenizer = tokenizer
         self._connected: Client | None = None
         self._streams: WeakSet[TokenStream] = WeakSet()
+        self._aliases: Mapping[int, int] | None = None
         self._is_closed = False
 
     async def check_model(self) -> None:
@@ -76,15 +77,20 @@ class LMTPReplicateClient:
 
     def translate(self, item: TokenItem) -> dict[str, Any]:
         """`item` for LMQL, whose one EOS id, the tokenizer's, stands for all of the model's."""
-        top_logprobs, token = item.top_logprobs, item.token
-        info = self._client().known_model_info
-        if self._tokenizer is not None and info is not None:
-            warn_of_wrong_tokenizer(self._tokenizer, info)
-            aliases = eos_aliases(self._tokenizer, info)
-            if aliases:
-                token = aliases.get(token, token)
-                top_logprobs = _merged(top_logprobs, aliases)
+        aliases = self._find_aliases()
+        top_logprobs = _merged(item.top_logprobs, aliases) if aliases else item.top_logprobs
+        token = aliases.get(item.token, item.token)
         return {"token": token, "logprob": item.logprob, "top_logprobs": dict(top_logprobs)}
+
+    def _find_aliases(self) -> Mapping[int, int]:
+        """What `eos_aliases` says, as soon as the model's card is known; it comes before the first
+        token from all servers that have several EOS ids to tell."""
+        if self._aliases is None and self._tokenizer is not None and self._connected is not None:
+            info = self._connected.known_model_info
+            if info is not None:
+                warn_of_wrong_tokenizer(self._tokenizer, info)
+                self._aliases = eos_aliases(self._tokenizer, info)
+        return self._aliases or {}
 
     def _client(self) -> Client:
         if self._is_closed:

@@ -7,6 +7,7 @@ does on purpose: chunk borders at every byte, refusals, lost answers, repeated e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections import deque
@@ -88,8 +89,8 @@ class ReplicateDouble:
         self.engine = engine
         self.schema = schema
         self.faults = Faults()
-        self.booted = threading.Event()
-        self.booted.set()
+        self._booted = asyncio.Event()
+        self._booted.set()
         self.predictions: list[Prediction] = []
         self.requests: list[str] = []
         self.cancelled: list[str] = []
@@ -118,6 +119,13 @@ class ReplicateDouble:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
 
+    def shut_down(self) -> None:
+        """The model is cold: predictions stay `starting` until `boot`."""
+        self._loop.call_soon_threadsafe(self._booted.clear)
+
+    def boot(self) -> None:
+        self._loop.call_soon_threadsafe(self._booted.set)
+
     @contextmanager
     def running(self) -> Iterator[ReplicateDouble]:
         self._thread.start()
@@ -125,7 +133,7 @@ class ReplicateDouble:
         try:
             yield self
         finally:
-            self.booted.set()
+            self.boot()
             for prediction in self.predictions:
                 if prediction.session is not None:
                     prediction.session.close()
@@ -217,7 +225,7 @@ class ReplicateDouble:
         }
 
     async def _predict(self, prediction: Prediction) -> None:
-        await asyncio.to_thread(self.booted.wait)
+        await self._booted.wait()
         if prediction.status != "starting":
             return
         prediction.status = "processing"
@@ -282,6 +290,13 @@ class ReplicateDouble:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b": hi\n\n")
+        with contextlib.suppress(ConnectionError):  # the client has gone
+            await self._send_events(prediction, response, position)
+        return response
+
+    async def _send_events(
+        self, prediction: Prediction, response: web.StreamResponse, position: int
+    ) -> None:
         sent = 0
         while sent != self.faults.end_stream_after:
             kind, data = await prediction.event(position)
@@ -289,7 +304,6 @@ class ReplicateDouble:
             position, sent = position + 1, sent + 1
             if kind == "done":
                 break
-        return response
 
     async def _write(self, response: web.StreamResponse, text: str) -> None:
         raw = text.encode()
