@@ -21,18 +21,17 @@ from pathlib import Path
 from lmtp_replicate.serving.cog_runner import CogRunner
 from lmtp_replicate.serving.text_mode import TextMode
 from tests.scripted_engine import EOS, ScriptedEngine, counting
+from tests.serving.letters import LETTERS
 
 
 class Letters:
     """A tokenizer: id 2 + i is the i-th letter; 1 and 0 are special."""
 
-    ALPHABET = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:;!?'()"
-
     def encode(self, text: str) -> list[int]:
-        return [0, *(2 + self.ALPHABET.index(letter) for letter in text)]
+        return [0, *(2 + LETTERS.index(letter) for letter in text)]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        return "".join(self.ALPHABET[token - 2] for token in token_ids if token >= 2)
+        return "".join(LETTERS[token - 2] for token in token_ids if token >= 2)
 
 
 class RecordedEngine(ScriptedEngine):

@@ -26,7 +26,8 @@ from lmtp_replicate.protocol.messages import (
     is_last,
 )
 from lmtp_replicate.serving.session import Session
-from tests.scripted_engine import VOCABULARY, ScriptedEngine, counting
+from tests.scripted_engine import VOCABULARY, ScriptedEngine
+from tests.serving.stepwise_engine import StepwiseEngine
 
 
 class Peer:
@@ -56,32 +57,6 @@ class Peer:
         assert done, self.items
 
 
-class StepwiseEngine(ScriptedEngine):
-    """Makes its tokens only when told to."""
-
-    def __init__(self) -> None:
-        super().__init__(self._counted)
-        self._permits = threading.Semaphore(0)
-        self._asked = 0
-        self._asking = threading.Condition()
-
-    def _counted(self, context: Sequence[int]) -> list[float]:
-        with self._asking:
-            self._asked += 1
-            self._asking.notify_all()
-        self._permits.acquire()
-        return counting(context)
-
-    def allow(self, tokens: int) -> None:
-        """Let the engine make so many more tokens."""
-        self._permits.release(tokens)
-
-    def wait_until_made(self, tokens: int) -> None:
-        """Wait until so many tokens have been delivered, which is when the next one begins."""
-        with self._asking:
-            assert self._asking.wait_for(lambda: self._asked > tokens, timeout=10)
-
-
 @pytest.fixture
 def engine() -> Iterator[ScriptedEngine]:
     engine = ScriptedEngine()
@@ -93,7 +68,6 @@ def engine() -> Iterator[ScriptedEngine]:
 def stepwise() -> Iterator[StepwiseEngine]:
     engine = StepwiseEngine()
     yield engine
-    engine.allow(10_000)
     engine.close()
 
 

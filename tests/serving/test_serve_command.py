@@ -1,0 +1,91 @@
+"""`lmtp-replicate serve` as a process, with a real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+QUERY = """
+argmax
+    "Hello[X]"
+from lmql.model("tiny", endpoint="127.0.0.1:PORT", tokenizer="TOKENIZER")
+where len(TOKENS(X)) < 8
+"""
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
+    """The process, its port, and what it said until it listened."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtp_replicate", "serve", *arguments, "--port", "0"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"listening on ws://127.0.0.1:(\d+)", line):
+                said.append(process.stderr.readline())
+                yield process, int(found[1]), said
+                return
+        raise AssertionError("".join(said))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
+        process.stderr.close()
+
+
+def test_lmql_runs_on_it_and_sigterm_stops_it_cleanly(tiny_llama: Path) -> None:
+    with serving(str(tiny_llama), "--host", "127.0.0.1", "--dtype", "float32") as (
+        process,
+        port,
+        said,
+    ):
+        assert f'endpoint="127.0.0.1:{port}"' in said[-1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as health:
+            assert json.load(health) == {"status": "ok"}
+        query = QUERY.replace("PORT", str(port)).replace("TOKENIZER", str(tiny_llama))
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "tests" / "end_to_end" / "upstream_query.py")],
+            input=query,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert json.loads(done.stdout.strip().splitlines()[-1])["X"], done.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_at_start(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lmtp_replicate", "serve", str(tmp_path / "nothing-here")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "nothing-here" in done.stderr
+    assert "listening" not in done.stderr
+    assert "Traceback" not in done.stderr
