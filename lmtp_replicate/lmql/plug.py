@@ -10,12 +10,16 @@ tokenizer nor the end of a query; so `lmtp_dcmodel.LMTPDcModel` becomes a thin s
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, Final
+from weakref import ref
 
 from lmtp_replicate.lmql.bridge import LMTPReplicateClient
 
@@ -85,6 +89,17 @@ def _subclass(upstream: Any) -> Any:
     class LMTPDcModel(upstream):  # type: ignore[misc]  # its base is known at run time only
         __doc__ = upstream.__doc__
         is_lmtp_replicate = True
+        _query: asyncio.Task[Any] | None = None
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if self.use_replicate:
+                # LMQL does not close the model of a query that fails, and its tasks keep it alive.
+                with contextlib.suppress(RuntimeError):  # no loop, no task
+                    self._query = asyncio.current_task()
+            if self._query is not None:
+                self._on_end = partial(_after_query, ref(self))
+                self._query.add_done_callback(self._on_end)
 
         async def replicate_client_loop(self) -> None:
             """Give the model our client. Nothing is connected and no task is left waiting, so
@@ -96,17 +111,27 @@ def _subclass(upstream: Any) -> Any:
 
         def close(self) -> None:
             """The query is over."""
-            self._end_streams()
+            self._forget_query()
             super().close()
 
         def __del__(self) -> None:
-            # LMQL closes no model of a failed query.
-            self._end_streams()
+            self._forget_query()
             super().__del__()
 
-        def _end_streams(self) -> None:
-            client = getattr(self, "client", None)
-            if isinstance(client, LMTPReplicateClient):
-                client.close()
+        def _forget_query(self) -> None:
+            if self._query is not None:
+                self._query.remove_done_callback(self._on_end)
+            _end_streams(self)
 
     return LMTPDcModel
+
+
+def _after_query(model: ref[Any], _query: asyncio.Task[Any]) -> None:
+    _end_streams(model())
+
+
+def _end_streams(model: Any) -> None:
+    """End what the query that made `model` has still open."""
+    client = getattr(model, "client", None)
+    if isinstance(client, LMTPReplicateClient):
+        client.close()

@@ -28,7 +28,7 @@ WORDS = ("yes", "no", "maybe")
 CRASH = "!"
 """In the prompt: the engine fails once it has reached "y"."""
 DIE = "-"
-"""In the prompt: the whole process dies there, but only once."""
+"""In the prompt: the whole process dies there, once the test opens the named pipe `hold`."""
 
 
 def vocabulary() -> dict[str, int]:
@@ -105,9 +105,10 @@ class AlphabetEngine(ScriptedEngine):
     def _logits(self, context: Sequence[int]) -> list[float]:
         ids = vocabulary()
         if context and context[-1] == ids["y"]:
-            died = Path("died")
-            if ids[DIE] in context and not died.exists():
-                died.touch()
+            hold = Path("hold")
+            if ids[DIE] in context and hold.is_fifo():
+                hold.open().close()  # until the test opens it too
+                hold.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
             if ids[CRASH] in context:
                 self.crash("the engine broke in the middle")

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import urllib.request
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class GatewayThread:
     def __init__(self, work: Path) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.work = work
         self.gateway = Gateway([work], token=TOKEN)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -67,14 +68,24 @@ class GatewayThread:
     def version(self) -> str:
         return str(self.get("/models/local/alphabet")["latest_version"]["id"])
 
+    def wait_for_output(self) -> None:
+        """Wait until a prediction has produced a token."""
+        self._wait(lambda: "logprob" in json.dumps(self.get("/predictions")))
+
     def wait_until_quiet(self) -> None:
         """Wait until no prediction runs: neither for the gateway nor for the client."""
         hub = process_hub()
-        deadline = time.monotonic() + 20
-        while hub.running or any(
-            not p.get("completed_at") for p in self.get("/predictions")["results"]
-        ):
-            assert time.monotonic() < deadline, "something still runs"
+        self._wait(
+            lambda: (
+                not hub.running
+                and all(p.get("completed_at") for p in self.get("/predictions")["results"])
+            )
+        )
+
+    def _wait(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not true():
+            assert time.monotonic() < deadline, self.get("/predictions")
             time.sleep(0.02)
 
     def __enter__(self) -> GatewayThread:

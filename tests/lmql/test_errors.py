@@ -122,9 +122,13 @@ async def test_a_model_process_that_dies(
     own_gateway: GatewayThread, tokenizer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In mid-stream: LMQL asks again and the new process answers. Between queries: not noticed."""
-    ask_for_all = 'argmax "-ab[X]" where STOPS_AT(X, ".")'
-    expected = "cdefghijklmnopqrstuvwxyz."
-    assert await ask("replicate:local/alphabet", tokenizer, ask_for_all) == expected
+    folder = own_gateway.work
+    os.mkfifo(folder / "hold")
+    query = 'argmax "-ab[X]" where STOPS_AT(X, ".")'
+    asking = asyncio.ensure_future(ask("replicate:local/alphabet", tokenizer, query))
+    await asyncio.to_thread(own_gateway.wait_for_output)
+    await asyncio.to_thread((folder / "hold").write_text, "")
+    assert await asking == "cdefghijklmnopqrstuvwxyz."
     assert any("a stream ended early; LMQL asks again" in message for message in caplog.messages)
     os.killpg(own_gateway.gateway.runtime("alphabet").pid, signal.SIGKILL)
     assert await ask("replicate:local/alphabet", tokenizer) == "defgh"

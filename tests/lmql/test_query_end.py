@@ -1,0 +1,84 @@
+"""When a query is over, what it had open ends on the server, though LMQL closes nothing.
+
+The server is slow here, so that a stream that nobody ends would be seen to run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import lmql
+import pytest
+
+import lmtp_replicate  # noqa: F401 - the plug-in
+from lmtp_replicate.client.hub import close_process_hub
+from tests.client.replicate_double import TOKEN, ReplicateDouble
+from tests.lmql.alphabet import AlphabetEngine
+
+
+@pytest.fixture
+def replicate(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicateDouble]:
+    engine = AlphabetEngine()
+    engine._step_seconds = 0.05
+    with ReplicateDouble(engine).running() as double:
+        monkeypatch.setenv("REPLICATE_BASE_URL", double.url)
+        monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
+        yield double
+        close_process_hub()
+
+
+# LMQL sees no more than "d" is wanted, and has asked for up to 128 tokens.
+QUERY = 'argmax "ab[X]" where STOPS_AT(X, "d")'
+
+
+def wait_until_cancelled(replicate: ReplicateDouble) -> None:
+    first = replicate.predictions[0]
+    replicate.wait_for(lambda: first.id in replicate.cancelled)
+    assert len("".join(first.output).splitlines()) < 40  # not run on to the end
+
+
+def test_a_synchronous_query(replicate: ReplicateDouble, tokenizer: str) -> None:
+    """Its loop stands still afterwards, so nothing that LMQL cancels gets to know."""
+    model = lmql.model("replicate:org/model", tokenizer=tokenizer)
+    assert lmql.run_sync(QUERY, model=model).variables["X"] == "cd"
+    wait_until_cancelled(replicate)
+
+
+async def test_an_asynchronous_query(replicate: ReplicateDouble, tokenizer: str) -> None:
+    model = lmql.model("replicate:org/model", tokenizer=tokenizer)
+    assert (await lmql.run(QUERY, model=model)).variables["X"] == "cd"
+    await asyncio.to_thread(wait_until_cancelled, replicate)
+
+
+async def test_a_cancelled_query(replicate: ReplicateDouble, tokenizer: str) -> None:
+    model = lmql.model("replicate:org/model", tokenizer=tokenizer)
+    running = asyncio.ensure_future(
+        lmql.run('argmax "ab[X]" where len(TOKENS(X)) < 100', model=model)
+    )
+    await asyncio.to_thread(
+        replicate.wait_for, lambda: "GET /streams/prediction0" in replicate.requests
+    )
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    del running
+    await asyncio.to_thread(wait_until_cancelled, replicate)
+
+
+def test_a_query_whose_own_code_fails(replicate: ReplicateDouble, tokenizer: str) -> None:
+    """LMQL does not even close the model then."""
+    model = lmql.model("replicate:org/model", tokenizer=tokenizer)
+
+    @lmql.query(model=model)
+    def query():
+        """lmql
+        argmax
+            "ab[X]" where STOPS_AT(X, "d")
+            1 / 0
+        """
+
+    with pytest.raises(ZeroDivisionError):
+        query()
+    wait_until_cancelled(replicate)
+    assert lmql.run_sync(QUERY, model=model).variables["X"] == "cd"
