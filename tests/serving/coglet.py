@@ -36,9 +36,14 @@ def scripted_work_directory(folder: Path) -> Path:
         "from lmtp_replicate.serving.cog_runner import CogRunner",
         "from tests.serving.scripted_runner import scripted_runner",
     )
+    return with_schema(folder, text)
+
+
+def with_schema(folder: Path, run: str) -> Path:
+    """Write `run.py` and the schema that the runtime reads beside it."""
     (folder / ".cog").mkdir(parents=True)
-    (folder / "run.py").write_text(text)
-    (folder / ".cog" / "openapi_schema.json").write_text(json.dumps(openapi_schema(text)))
+    (folder / "run.py").write_text(run)
+    (folder / ".cog" / "openapi_schema.json").write_text(json.dumps(openapi_schema(run)))
     return folder
 
 
