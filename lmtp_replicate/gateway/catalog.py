@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 from lmtp_replicate.gateway.dispatcher import Dispatcher
@@ -11,7 +13,11 @@ from lmtp_replicate.gateway.input_schema import InputSchema
 from lmtp_replicate.gateway.prediction import timestamp
 from lmtp_replicate.gateway.work_directory import WorkDirectory
 
-COG_VERSION = "0.23.1"
+
+@cache
+def cog_version() -> str:
+    """Of the Cog runtime that we start."""
+    return version("cog")
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Model:
         return {
             "id": self.work.version,
             "created_at": timestamp(self.work.created_at),
-            "cog_version": COG_VERSION,
+            "cog_version": cog_version(),
             "openapi_schema": self.work.schema,
         }
 

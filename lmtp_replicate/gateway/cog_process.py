@@ -31,6 +31,17 @@ _PRINTED = {"coglet::setup", "coglet::user"}
 _SECRETS = ("REPLICATE_API_TOKEN",)
 """Not the model's business."""
 
+_LAUNCH = """
+import ctypes, runpy, signal
+prctl = getattr(ctypes.CDLL(None), "prctl", None)
+if prctl is not None:
+    prctl(1, signal.SIGTERM)
+runpy.run_module("cog.server.http", run_name="__main__", alter_sys=True)
+"""
+"""`python -m cog.server.http`, which on Linux is told to end when we die without a chance to end
+it: PR_SET_PDEATHSIG (prctl(2)), set by the child itself because fork hooks and threads do not mix.
+"""
+
 
 class CogProcess:
     """The server, its worker and their temporary folder; made by `start`, ended by `stop`.
@@ -56,7 +67,7 @@ class CogProcess:
         temporary = Path(tempfile.mkdtemp(prefix="lmtp-cog-"))
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "cog.server.http", "--host", HOST),
+                *(sys.executable, "-c", _LAUNCH, "--host", HOST),
                 cwd=work.path,
                 env=_environment(work, port, temporary),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -65,9 +76,12 @@ class CogProcess:
                 limit=_LONGEST_LINE,
                 start_new_session=True,  # a group of its own, so that the worker dies with it
             )
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise ModelLoadError(f"{work.name}: cannot start the Cog runtime: {error}") from error
+            if isinstance(error, OSError):
+                text = f"{work.name}: cannot start the Cog runtime: {error}"
+                raise ModelLoadError(text) from error
+            raise
         logger.info("%s: started the Cog runtime (process %d)", work.name, process.pid)
         return cls(work, process, port, temporary)
 
@@ -92,7 +106,9 @@ class CogProcess:
             self._kill()
             atexit.unregister(self._kill)
         await self.exited
-        await self._forwarding
+        # The pipe stays open if the model has put a process of its own out of our reach.
+        await asyncio.wait({self._forwarding}, timeout=1)
+        self._forwarding.cancel()
         shutil.rmtree(self._temporary, ignore_errors=True)
         logger.info("%s: the Cog runtime ended", self._name)
 

@@ -114,8 +114,12 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _cog_settings(file: Path) -> Mapping[str, Any]:
-    import yaml  # of the `server` extra; this module must import without it
-
+    try:
+        import yaml  # of the `server` extra; this module must import without it
+    except ImportError as error:
+        raise ConfigError(
+            "running work directories needs more packages: pip install 'lmtp-replicate[server]'"
+        ) from error
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -46,17 +46,6 @@ def test_a_deadline_out_of_range(shared: Running, value: str) -> None:
     assert "Cancel-After" in answer.json()["detail"]
 
 
-@pytest.mark.slow
-def test_a_deadline_cancels(shared: Running, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    prediction = shared.create({"text": "a", "gate": str(gate)}, {"Cancel-After": "5s"})
-    assert prediction["deadline"] > prediction["created_at"]
-    assert [event.get("event") for event in shared.events(prediction)][-2:] == ["output", "done"]
-    ended = shared.get(prediction)
-    gate.touch()
-    assert (ended["status"], ended["output"]) == ("canceled", ["a"])
-
-
 def test_cancelling_what_has_ended_changes_nothing(shared: Running) -> None:
     prediction = shared.create({"text": "a"}, {"Prefer": "wait"})
     answer = shared.http.post(prediction["urls"]["cancel"])

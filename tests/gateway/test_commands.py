@@ -36,16 +36,23 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=30)
 
 
+def gone(processes: list[psutil.Process]) -> bool:
+    """Wait for the end of processes that nobody may reap."""
+    alive = list(processes)
+    while alive:
+        alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return True
+
+
 def predict(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*PROGRAM, "predict", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_gateway_serves_and_leaves_nothing_behind(
-    toy: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+@contextmanager
+def serving(toy: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """`lmtp-replicate gateway` after one prediction, and the processes that it has started."""
     with command("gateway", str(toy), "--port", "0", "--owner", "me") as process:
         assert process.stderr is not None
         said = {}
@@ -55,23 +62,40 @@ def test_gateway_serves_and_leaves_nothing_behind(
             if name == "export REPLICATE_API_TOKEN":
                 break
         assert "replicate:me/toy" in said
-        with httpx.Client(
-            base_url=said["export REPLICATE_BASE_URL"],
-            headers={"Authorization": f"Bearer {said['export REPLICATE_API_TOKEN']}"},
-        ) as http:
-            answer = http.post(
-                "/v1/deployments/me/toy/predictions",
-                json={"input": {"text": "a", "gate": str(tmp_path / "gate")}},
-                headers={"Prefer": "wait=1"},
-            )
-            assert answer.status_code == 201
-            started = psutil.Process(process.pid).children(recursive=True)
-            assert len(started) >= 2
+        answer = httpx.post(
+            said["export REPLICATE_BASE_URL"] + "/v1/deployments/me/toy/predictions",
+            json={"input": {"text": "a"}},
+            headers={
+                "Authorization": f"Bearer {said['export REPLICATE_API_TOKEN']}",
+                "Prefer": "wait",
+            },
+            timeout=30,
+        )
+        assert answer.json()["status"] == "succeeded"
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) == 2
+        yield process, started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_gateway_serves_and_leaves_nothing_behind(toy: Path, number: signal.Signals) -> None:
+    with serving(toy) as (process, started):
         process.send_signal(number)
         _, stderr = process.communicate(timeout=30)
         assert process.returncode == 0, stderr
         assert "Traceback" not in stderr
         assert psutil.wait_procs(started, timeout=10)[1] == []
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a child of its parent's death"
+)
+def test_a_killed_gateway_takes_its_runtimes_with_it(toy: Path) -> None:
+    """On Linux, which tells a child of its parent's death."""
+    with serving(toy) as (process, started):
+        process.kill()
+        assert gone(started)
 
 
 def test_gateway_without_work_says_so(tmp_path: Path) -> None:
@@ -133,6 +157,7 @@ def test_predict_refuses_bad_inputs(toy: Path, inputs: list[str], complaint: str
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_predict_stops_its_runtime_when_terminated(toy: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with command("predict", str(toy), "-i", "text=ab", "-i", f"gate={gate}") as process:

@@ -55,6 +55,7 @@ def begun(own: Running, tag: int) -> dict[str, Any]:
     return prediction
 
 
+@pytest.mark.slow
 def test_cancel_reaches_the_engine_within_two_steps_and_leaves_the_others(scripted: Path) -> None:
     """Data is removed at once here, which shows that the cancelled prediction has left."""
     start, middle = scripted / "hold-12-1", scripted / "hold-11-20"

@@ -86,14 +86,17 @@ def test_the_queue_is_bounded_and_a_waiting_one_can_be_cancelled(toy: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_deadline_in_the_queue_aborts(toy: Path, tmp_path: Path) -> None:
+def test_a_deadline_cancels_what_runs_and_aborts_what_waits(toy: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with running([toy]) as own:
-        for _ in range(4):
+        for _ in range(3):
             started(own, gate)
-        waiting = own.create({"text": "b"}, {"Cancel-After": "5"})
-        assert own.ended(waiting)["status"] == "aborted"
-        assert own.get(waiting)["started_at"] is None
+        runs = own.create({"text": "a", "gate": str(gate)}, {"Cancel-After": "5s"})
+        waits = own.create({"text": "b"}, {"Cancel-After": "0m5"})
+        assert runs["deadline"] > runs["created_at"]
+        runs, waits = own.ended(runs), own.ended(waits)
+        assert (runs["status"], runs["output"]) == ("canceled", ["a"])
+        assert (waits["status"], waits["output"], waits["started_at"]) == ("aborted", None, None)
         gate.touch()
 
 

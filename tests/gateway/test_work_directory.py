@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,12 @@ def test_what_is_wrong_is_named(toy: Path, file: str, text: str, complaint: str)
 def test_a_missing_schema_says_how_to_make_it(toy: Path) -> None:
     (toy / ".cog" / "openapi_schema.json").unlink()
     with pytest.raises(ConfigError, match="lmtp-replicate build"):
+        WorkDirectory.read(toy)
+
+
+def test_missing_packages_are_named(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ConfigError, match=r"pip install 'lmtp-replicate\[server\]'"):
         WorkDirectory.read(toy)
 
 
