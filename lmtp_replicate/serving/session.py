@@ -66,6 +66,7 @@ class Session:
         dialect: Dialect = Dialect.UPSTREAM,
     ) -> None:
         self._engine = engine
+        self._vocab_size = engine.info().vocab_size
         self._deliver = deliver
         self._lock = threading.Lock()
         self._streams: dict[int, _Stream] = {}
@@ -162,7 +163,7 @@ class Session:
     def _within_vocabulary(self, op: Generate | Score) -> Generate | Score:
         if isinstance(op, Score) or op.mask is None:
             return op
-        trimmed = trim(op.mask, self._engine.info().vocab_size)
+        trimmed = trim(op.mask, self._vocab_size)
         if trimmed.ignored and not self._told_of_ignored_ids:
             self._told_of_ignored_ids = True
             log.warning(

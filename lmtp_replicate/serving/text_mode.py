@@ -7,7 +7,15 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from lmtp_replicate.errors import StreamError
-from lmtp_replicate.protocol.messages import ErrorItem, Generate, Item, Sampling, TokenItem
+from lmtp_replicate.protocol.messages import (
+    Ending,
+    ErrorItem,
+    Generate,
+    Item,
+    Sampling,
+    TokenItem,
+    is_last,
+)
 from lmtp_replicate.serving.incremental_text import IncrementalText, Tokenizer
 from lmtp_replicate.serving.prediction import Prediction
 
@@ -64,9 +72,9 @@ class TextMode:
             match item:
                 case ErrorItem(stream_id, error):
                     raise StreamError(f"completion {stream_id}: {error}")
-                case TokenItem(stream_id, token, finish_reason=reason):
-                    text = texts[stream_id]
-                    piece = "" if token in self._eos else text.add(token)
-                    piece += text.finish() if reason is not None else ""
-                    pieces[stream_id] = pieces.get(stream_id, "") + piece
+                case TokenItem(stream_id, token) if token not in self._eos:
+                    pieces[stream_id] = pieces.get(stream_id, "") + texts[stream_id].add(token)
+            if isinstance(item, TokenItem | Ending) and is_last(item):
+                stream_id = item.stream_id
+                pieces[stream_id] = pieces.get(stream_id, "") + texts[stream_id].finish()
         return pieces
