@@ -29,7 +29,7 @@ from lmtp_replicate.protocol.messages import Generate, Score
 logger = logging.getLogger(__name__)
 
 _CPU_BYTES = 4 << 30
-"""Memory for keys and values on a CPU when nothing is said: this, or half of what is free."""
+"""Memory for keys and values on a CPU when nothing is said: this, or a quarter of the machine's."""
 _GPU_SHARE = 0.8
 """Share of the free device memory that is taken when nothing is said."""
 
@@ -102,8 +102,8 @@ def _spare_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _total = torch.cuda.mem_get_info(device)
         return int(free * _GPU_SHARE)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(_CPU_BYTES, free // 2)
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(_CPU_BYTES, installed // 4)
 
 
 def _card(

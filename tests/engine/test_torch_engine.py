@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -297,3 +299,25 @@ def test_the_card_tells_the_model_and_how_it_is_run(engine: TorchEngine) -> None
     assert (card.vocab_size, card.eos_token_ids, card.bos_token_id) == (VOCABULARY, EOS, BOS)
     assert card.device == "cpu"
     assert card.details["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4  # kv, layers, heads, dim, bytes
+
+
+def test_the_fallback_frees_the_caches_of_streams_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = tiny_network("bloom")
+    own = network.forward
+    caches: list[weakref.ref[Any]] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = own(*args, **kwargs)
+        if output.past_key_values is not None:
+            caches.append(weakref.ref(output.past_key_values))
+        return output
+
+    with running(tiny_loaded("bloom", network)) as engine:
+        monkeypatch.setattr(network, "forward", forward)
+        answers(engine, [Generate(n, (3, n), 5, mask=NO_EOS) for n in range(4)])
+        early = list(caches)
+        submit(engine, Generate(9, (3,), 5, mask=NO_EOS)).wait()
+        gc.collect()
+        assert [cache() for cache in early] == [None] * len(early)
