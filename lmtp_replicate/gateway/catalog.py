@@ -91,8 +91,8 @@ class Catalog:
 
     def find_version(self, reference: str) -> Model | None:
         """The model of a create's `version`: an id, or `owner/name:id`."""
-        name, _, version = reference.rpartition(":")
-        model = self._by_version.get(version)
+        name, _, version_id = reference.rpartition(":")
+        model = self._by_version.get(version_id)
         if model is None or name not in ("", f"{self.owner}/{model.work.name}"):
             return None
         return model

@@ -91,12 +91,12 @@ def _candidates(path: Path) -> list[Path]:
 
 
 def version_id(path: Path) -> str:
-    """64 hex digits that change when a file of the directory does.
+    """64 hex digits that change when the directory's name or a file in it does.
 
     Large files (the weights) count by name, size and modification time only, so that this takes
     milliseconds whatever the model's size.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{path.name}\0".encode())
     for file in _files(path):
         stat = file.stat()
         if stat.st_size <= _HASHED_WHOLE:

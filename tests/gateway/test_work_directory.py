@@ -51,6 +51,11 @@ def test_the_version_follows_the_content(toy: Path) -> None:
     assert version_id(toy) != version
 
 
+def test_equal_content_under_two_names_is_two_versions(tmp_path: Path) -> None:
+    directories = [make_toy(tmp_path / name) for name in ("a", "b")]
+    assert len({version_id(directory) for directory in directories}) == 2
+
+
 def test_large_files_count_by_size_and_time(toy: Path) -> None:
     weights = toy / "weights.safetensors"
     weights.write_bytes(b"a" * (2 << 20))
