@@ -33,7 +33,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=90)
 
 
 class Api:
-    """`account`'s API. Paths are relative to its base URL; absolute URLs are taken as they are."""
+    """`account`'s API. Paths are relative to its base URL."""
 
     def __init__(self, account: Account, session: aiohttp.ClientSession) -> None:
         self._account = account
@@ -55,10 +55,10 @@ class Api:
         """
         return await self._request("POST", path, body, repeatable=False, give_up=give_up)
 
-    async def cancel(self, url: str) -> None:
+    async def cancel(self, path: str) -> None:
         """Cancel the prediction; one that is over or unknown is no error."""
         try:
-            await self._request("POST", url, None, repeatable=True, give_up=_NEVER)
+            await self._request("POST", path, None, repeatable=True, give_up=_NEVER)
         except EndpointError as error:
             log.debug("nothing to cancel: %s", error)
 
@@ -81,7 +81,7 @@ class Api:
         repeatable: bool,
         give_up: asyncio.Event,
     ) -> Mapping[str, Any] | None:
-        url = path if "://" in path else self._account.base_url + path
+        url = self._account.base_url + path
         for attempt in itertools.count(1):
             if give_up.is_set():
                 break

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import aiohttp
 
@@ -51,11 +52,10 @@ class Prediction:
     ) -> None:
         self._api = api
         self._endpoint = endpoint
-        urls = created.get("urls") or {}
         self.id = str(created["id"])
-        self.cancel_url = str(urls.get("cancel") or f"/predictions/{self.id}/cancel")
-        self._get_url = str(urls.get("get") or f"/predictions/{self.id}")
-        self._stream_url = urls.get("stream")
+        # `urls.get` may lead around the proxy or host name that the user has chosen; this does not.
+        self.path = f"/predictions/{quote(self.id, safe='')}"
+        self._stream_url = (created.get("urls") or {}).get("stream")
         self._on_text = on_text
         self._on_end = on_end
         self._on_boot = on_boot
@@ -84,7 +84,7 @@ class Prediction:
                 poll = min(LONGEST_POLL, poll * 1.5)
             if self.is_over or self._is_answered():
                 return
-            self._judge(await self._api.get(self._get_url))
+            self._judge(await self._api.get(self.path))
             if self._news > news:
                 poll = FIRST_POLL
             look = min(LONGEST_LOOK, look * 2)

@@ -126,7 +126,7 @@ class ReplicatePeer:
 
     async def _cancel(self, prediction: Prediction) -> None:
         try:
-            await self._api.cancel(prediction.cancel_url)
+            await self._api.cancel(f"{prediction.path}/cancel")
         except LmtpReplicateError as error:
             log.warning("prediction %s may run on, cancelling it failed: %s", prediction.id, error)
 

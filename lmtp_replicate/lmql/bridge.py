@@ -45,21 +45,19 @@ class LMTPReplicateClient:
     async def check_model(self) -> None:
         """Nothing: the first op tells whether the model exists."""
 
-    def generate(
-        self, prompt: Sequence[int | None], **parameters: Any
-    ) -> AsyncIterator[dict[str, Any]]:
+    def generate(self, prompt: Sequence[int], **parameters: Any) -> AsyncIterator[dict[str, Any]]:
         """The tokens of a continuation, as LMQL's dicts. Raises at once for what is wrong with the
         endpoint, the token or the arguments."""
         wanted = {key: value for key, value in parameters.items() if key not in _IGNORED}
-        stream = self._client().generate(_without_null(prompt), **wanted)
+        stream = self._client().generate(prompt, **wanted)
         self._streams.add(stream)
         return _Continuation(stream, self)
 
     def score(
-        self, prompt: Sequence[int | None], scored_prompt: Sequence[int], **parameters: Any
+        self, prompt: Sequence[int], scored_prompt: Sequence[int], **parameters: Any
     ) -> AsyncIterator[dict[str, Any]]:
         """The scored tokens, as LMQL's dicts; LMQL passes their errors on, whenever they come."""
-        stream = self._client().score(_without_null(prompt), scored_prompt, **parameters)
+        stream = self._client().score(prompt, scored_prompt, **parameters)
         self._streams.add(stream)
         return _Scores(stream)
 
@@ -129,11 +127,6 @@ class _Scores(AsyncIterator[dict[str, Any]]):
     async def __anext__(self) -> dict[str, Any]:
         item = await anext(self._stream)
         return {"token": item.token, "logprob": item.logprob}
-
-
-def _without_null(prompt: Sequence[int | None]) -> list[int]:
-    """LMQL puts None where a tokenizer without BOS has no token to put in an empty prompt."""
-    return [token for token in prompt if token is not None]
 
 
 def _merged(top_logprobs: Mapping[int, float], aliases: Mapping[int, int]) -> dict[int, float]:

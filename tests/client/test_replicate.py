@@ -292,6 +292,7 @@ async def test_one_failing_op_leaves_the_others_alone(replicate: ReplicateDouble
 
 
 async def test_an_engine_that_crashes_in_mid_stream(replicate: ReplicateDouble) -> None:
+    replicate.engine._step_seconds = 0.01
     stream = connect(ENDPOINT).generate([5], max_tokens=400)
     assert (await anext(stream)).token == 6
     replicate.engine.crash("out of memory")

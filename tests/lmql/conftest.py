@@ -18,7 +18,9 @@ import pytest
 from lmtp_replicate.building.schema import openapi_schema
 from lmtp_replicate.client.hub import close_process_hub, process_hub
 from lmtp_replicate.gateway import Gateway
-from tests.lmql.alphabet import save_tokenizer
+from tests.client import replicate_double
+from tests.client.replicate_double import ReplicateDouble
+from tests.lmql.alphabet import AlphabetEngine, save_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "lmtp_replicate" / "building" / "templates" / "run.py"
@@ -129,3 +131,13 @@ def gateway(
 def tokenizer() -> str:
     """The path of the model's tokenizer."""
     return str(save_tokenizer(Path(os.environ["HOME"])))
+
+
+@pytest.fixture
+def replicate(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicateDouble]:
+    """A small Replicate in this process, with the alphabet model."""
+    with ReplicateDouble(AlphabetEngine()).running() as double:
+        monkeypatch.setenv("REPLICATE_BASE_URL", double.url)
+        monkeypatch.setenv("REPLICATE_API_TOKEN", replicate_double.TOKEN)
+        yield double
+        close_process_hub()

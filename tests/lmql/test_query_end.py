@@ -6,26 +6,17 @@ The server is slow here, so that a stream that nobody ends would be seen to run 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import lmql
 import pytest
 
 import lmtp_replicate  # noqa: F401 - the plug-in
-from lmtp_replicate.client.hub import close_process_hub
-from tests.client.replicate_double import TOKEN, ReplicateDouble
-from tests.lmql.alphabet import AlphabetEngine
+from tests.client.replicate_double import ReplicateDouble
 
 
-@pytest.fixture
-def replicate(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicateDouble]:
-    engine = AlphabetEngine()
-    engine._step_seconds = 0.05
-    with ReplicateDouble(engine).running() as double:
-        monkeypatch.setenv("REPLICATE_BASE_URL", double.url)
-        monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
-        yield double
-        close_process_hub()
+@pytest.fixture(autouse=True)
+def _slow(replicate: ReplicateDouble) -> None:
+    replicate.engine._step_seconds = 0.05
 
 
 # LMQL sees no more than "d" is wanted, and has asked for up to 128 tokens.
