@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -27,11 +28,14 @@ where len(TOKENS(X)) < 8
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
+def serving(
+    *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
     """The process, its port, and what it said until it listened."""
     process = subprocess.Popen(
         [sys.executable, "-m", "lmtp_replicate", "serve", *arguments, "--port", "0"],
         cwd=ROOT,
+        env={**os.environ, **(environment or {})},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -74,6 +78,24 @@ def test_lmql_runs_on_it_and_sigterm_stops_it_cleanly(tiny_llama: Path) -> None:
         assert json.loads(done.stdout.strip().splitlines()[-1])["X"], done.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
+
+
+async def test_its_options_reach_the_model_and_the_server(tiny_llama: Path) -> None:
+    options = ("--host", "127.0.0.1", "--device", "cpu", "--quantize", "8bit")
+    token = {"LMTP_REPLICATE_TOKEN": "s3cret"}
+    with serving(str(tiny_llama), *options, environment=token) as (_, port, said):
+        async with aiohttp.ClientSession() as http:
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await http.ws_connect(f"http://127.0.0.1:{port}")
+            right = {"Authorization": "Bearer s3cret"}
+            async with http.ws_connect(f"http://127.0.0.1:{port}", headers=right) as socket:
+                await socket.send_str('MODEL_INFO {"stream_id": 1}')
+                kind, _, body = (await socket.receive_str(timeout=10)).partition(" ")
+    (answer,) = json.loads(body)
+    assert kind == "MSG"
+    assert "8bit" in answer["model_info"]["quantization"]
+    assert answer["model_info"]["device"] == "cpu"
+    assert "s3cret" not in "".join(said)
 
 
 def test_a_model_that_cannot_be_loaded_is_an_error_at_start(tmp_path: Path) -> None:
