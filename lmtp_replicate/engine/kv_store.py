@@ -2,7 +2,7 @@
 
 One tensor `[token, kv_head, head_dim]` for keys and one for values per layer, made when the layer
 first writes (only then its shapes, dtype and device are known for every architecture), so that a
-run of pages is a view and the new tokens of all streams are written by one scatter. Memory is
+span of pages is a view and the new tokens of all streams are written by one scatter. Memory is
 zero-filled: attention multiplies what it masks by zero, and a stale NaN would come through.
 """
 
@@ -55,7 +55,7 @@ class KVStore:
     def view(
         self, layer: int, first: int, batch: int, capacity: int, window: slice
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values, both `[batch, kv_head, token, head_dim]`, of `batch` neighbouring runs
+        """Keys and values, both `[batch, kv_head, token, head_dim]`, of `batch` neighbouring spans
         of `capacity` tokens from place `first` on; of each run only the tokens in `window`."""
         keys, values = (
             tensor[first : first + batch * capacity]

@@ -1,6 +1,6 @@
 """How a step's works lie end to end in one forward of shape `[1, T]`.
 
-Decoding streams (one token each) whose runs are neighbours of one size form a *group*, which
+Decoding streams (one token each) whose spans are neighbours of one size form a *group*, which
 attention reads as one batch; every longer chunk is a group of its own. So works are packed in the
 order of their places, and `rows` leads back to the plan's order.
 """

@@ -1,9 +1,9 @@
 """Which tokens' keys and values lie where: page accounting, without torch.
 
-The pool is `total` pages of `page_tokens` tokens each. A stream owns a `Run`: consecutive pages,
+The pool is `total` pages of `page_tokens` tokens each. A stream owns a `Span`: consecutive pages,
 a power of two of them and aligned to that number (or all pages at once). So attention can read a
-stream as one view, and neighbouring runs of one size as one batch, without gathering; growing a
-run doubles it, in place when the pages behind it are free and by one copy otherwise.
+stream as one view, and neighbouring spans of one size as one batch, without gathering; growing a
+span doubles it, in place when the pages behind it are free and by one copy otherwise.
 Pages are counted by reference, so that a prefix index can keep a finished stream's pages.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Span:
     """`count` consecutive pages from page `first` on."""
 
     first: int
@@ -57,63 +57,63 @@ class PagePool:
         return self.total * self.page_tokens
 
     def pages_for(self, tokens: int) -> int:
-        """The size of a run that holds `tokens`: a power of two of pages, or the whole pool."""
+        """The size of a span that holds `tokens`: a power of two of pages, or the whole pool."""
         exact = max(1, -(-tokens // self.page_tokens))
         return min(1 << (exact - 1).bit_length(), self.total)
 
-    def capacity(self, run: Run) -> int:
-        """How many tokens `run` holds."""
-        return run.count * self.page_tokens
+    def capacity(self, span: Span) -> int:
+        """How many tokens `span` holds."""
+        return span.count * self.page_tokens
 
-    def place(self, run: Run, index: int) -> int:
-        """Where in the pool, counted in tokens, the run's token `index` lies."""
-        return run.first * self.page_tokens + index
+    def place(self, span: Span, index: int) -> int:
+        """Where in the pool, counted in tokens, the span's token `index` lies."""
+        return span.first * self.page_tokens + index
 
-    def take(self, tokens: int) -> Run | None:
-        """The lowest free run for `tokens`, now held once; None when there is none."""
+    def take(self, tokens: int) -> Span | None:
+        """The lowest free span for `tokens`, now held once; None when there is none."""
         count = self.pages_for(tokens)
         if tokens > self.tokens or count > self._free:
             return None
         for first in range(0, self.total - count + 1, count):
             if not any(self._references[first : first + count]):
-                return self._hold(Run(first, count))
+                return self._hold(Span(first, count))
         return None
 
-    def grow(self, run: Run, tokens: int) -> Run | None:
-        """A larger run in exchange for `run` (held once): in place when possible. None, and `run`
-        still held, when there is none. The caller copies what `run` held if `first` changed."""
+    def grow(self, span: Span, tokens: int) -> Span | None:
+        """A larger span in exchange for `span`, in place when possible; None, and `span` is still
+        held, when there is none. If `first` has changed the caller copies what `span` held."""
         if tokens > self.tokens:
             return None
-        self.release(run)
+        self.release(span)
         count = self.pages_for(tokens)
-        behind = self._references[run.first : run.first + count]
-        if run.first % count == 0 and len(behind) == count and not any(behind):
-            return self._hold(Run(run.first, count))
+        behind = self._references[span.first : span.first + count]
+        if span.first % count == 0 and len(behind) == count and not any(behind):
+            return self._hold(Span(span.first, count))
         grown = self.take(tokens)
         if grown is None:
-            self._hold(run)
+            self._hold(span)
         return grown
 
-    def retain(self, run: Run) -> None:
-        """Hold `run`'s pages, which somebody holds already, once more."""
-        assert all(self._references[page] for page in run.pages), f"{run} is not held"
-        self._hold(run)
+    def retain(self, span: Span) -> None:
+        """Hold `span`'s pages, which somebody holds already, once more."""
+        assert all(self._references[page] for page in span.pages), f"{span} is not held"
+        self._hold(span)
 
-    def release(self, run: Run) -> None:
-        """Hold `run` once less; pages nobody holds any more are free."""
-        for page in run.pages:
-            assert self._references[page] > 0, f"page {page} of {run} was released too often"
+    def release(self, span: Span) -> None:
+        """Hold `span` once less; pages nobody holds any more are free."""
+        for page in span.pages:
+            assert self._references[page] > 0, f"page {page} of {span} was released too often"
             self._references[page] -= 1
             self._free += self._references[page] == 0
 
-    def check(self, held: Iterable[Run]) -> None:
-        """Assert that exactly the runs of `held` are held, each as often as it is named."""
-        expected = Counter(page for run in held for page in run.pages)
+    def check(self, held: Iterable[Span]) -> None:
+        """Assert that exactly the spans of `held` are held, each as often as it is named."""
+        expected = Counter(page for span in held for page in span.pages)
         assert {page: n for page, n in enumerate(self._references) if n} == dict(expected)
         assert self._free == self.total - len(expected)
 
-    def _hold(self, run: Run) -> Run:
-        for page in run.pages:
+    def _hold(self, span: Span) -> Span:
+        for page in span.pages:
             self._free -= self._references[page] == 0
             self._references[page] += 1
-        return run
+        return span

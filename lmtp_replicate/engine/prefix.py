@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from lmtp_replicate.engine.pages import Run
+from lmtp_replicate.engine.pages import Span
 
 
 class Hit(NamedTuple):
-    """The first `tokens` tokens of a sequence are known; their keys and values begin `run`."""
+    """The first `tokens` tokens of a sequence are known; their keys and values begin `span`."""
 
-    run: Run
+    span: Span
     tokens: int
 
 
@@ -26,8 +26,8 @@ class PrefixIndex(Protocol):
         """The longest known prefix of `tokens`. Takes no reference: use the hit before any other
         call, since `evict` may give its pages away."""
 
-    def keep(self, tokens: Sequence[int], run: Run) -> None:
-        """Remember that `run` begins with the keys and values of `tokens`, all of which have been
+    def keep(self, tokens: Sequence[int], span: Span) -> None:
+        """Remember that `span` begins with the keys and values of `tokens`, all of which have been
         run, and hold the pages worth keeping once more."""
 
     def evict(self) -> bool:
@@ -40,7 +40,7 @@ class NullPrefixIndex:
     def match(self, tokens: Sequence[int]) -> Hit | None:  # noqa: ARG002
         return None
 
-    def keep(self, tokens: Sequence[int], run: Run) -> None:
+    def keep(self, tokens: Sequence[int], span: Span) -> None:
         pass
 
     def evict(self) -> bool:

@@ -147,10 +147,10 @@ def _plans(streams: Sequence[Stream], *, whole_prompts: bool) -> Iterator[Plan]:
     """Steps that run all of `streams`, in chunks of changing sizes or, with `whole_prompts`, most
     of each at once; the last tokens go one by one in both cases."""
     for stream in streams:
-        stream.run = 0
+        stream.cached = 0
     for sizes in zip(*(_sizes(n, whole_prompts) for n in range(len(streams))), strict=True):
         works = [
-            Work(stream, stream.run, min(size, max(1, stream.missing - _SINGLE)))
+            Work(stream, stream.cached, min(size, max(1, stream.missing - _SINGLE)))
             for stream, size in zip(streams, sizes, strict=True)
             if stream.missing
         ]
@@ -158,7 +158,7 @@ def _plans(streams: Sequence[Stream], *, whole_prompts: bool) -> Iterator[Plan]:
             return
         yield Plan(works=works)
         for work in works:
-            work.stream.run = work.stop
+            work.stream.cached = work.stop
 
 
 def _sizes(index: int, whole_prompts: bool) -> Iterator[int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lmtp_replicate.engine.pace import Pace
-from lmtp_replicate.engine.pages import Copy, PagePool, Run
+from lmtp_replicate.engine.pages import Copy, PagePool, Span
 from lmtp_replicate.engine.prefix import PrefixIndex
 from lmtp_replicate.engine.stream import Stream
 
@@ -90,7 +90,7 @@ class Scheduler:
         plan = Plan()
         self._grow_running(plan)
         self._admit_waiting(plan)
-        plan.works = [Work(s, s.run, 1) for s in self.running if s.is_decoding]
+        plan.works = [Work(s, s.cached, 1) for s in self.running if s.is_decoding]
         plan.decoding = len(plan.works)
         plan.works += self._chunks(self._pace.budget(plan.decoding))
         assert plan.works or not self.streams, "streams wait although nothing runs"
@@ -99,7 +99,7 @@ class Scheduler:
     def advance(self, plan: Plan) -> None:
         """The plan's tokens have keys and values now."""
         for work in plan.works:
-            work.stream.run = work.stop
+            work.stream.cached = work.stop
 
     def finish(self, stream: Stream) -> None:
         """The stream takes part no more, and its pages are free or the prefix index's."""
@@ -108,15 +108,15 @@ class Scheduler:
             return
         self.running.remove(stream)
         assert stream.place is not None
-        self._prefix.keep(stream.tokens[: stream.run], stream.place)
+        self._prefix.keep(stream.tokens[: stream.cached], stream.place)
         self._give_back(stream)
 
-    def check(self, kept: Iterable[Run] = ()) -> None:
-        """Assert our invariants; `kept` are the runs the prefix index holds."""
+    def check(self, kept: Iterable[Span] = ()) -> None:
+        """Assert our invariants; `kept` are the spans the prefix index holds."""
         places = [stream.place for stream in self.running]
         self._pool.check([*(place for place in places if place is not None), *kept])
         assert None not in places
-        assert all(stream.place is None and stream.run == 0 for stream in self.waiting)
+        assert all(stream.place is None and stream.cached == 0 for stream in self.waiting)
         assert len(self.running) <= self._max_streams
         for group in (self.running, self.waiting):
             assert group == sorted(group, key=_arrival)
@@ -137,7 +137,7 @@ class Scheduler:
         stream.place = new
         if new.first != old.first:
             place = self._pool.place
-            plan.copies.append(Copy(place(old, 0), place(new, 0), stream.run))
+            plan.copies.append(Copy(place(old, 0), place(new, 0), stream.cached))
         return True
 
     def _pause(self, stream: Stream) -> None:
@@ -161,14 +161,14 @@ class Scheduler:
             self._reuse_prefix(stream, place, plan)
             insort(self.running, self.waiting.pop(0), key=_arrival)
 
-    def _reuse_prefix(self, stream: Stream, place: Run, plan: Plan) -> None:
+    def _reuse_prefix(self, stream: Stream, place: Span, plan: Plan) -> None:
         hit = self._prefix.match(stream.tokens)
         if hit is None:
             return
         # The first wanted row must be run in any case.
-        stream.run = min(hit.tokens, stream.first_row)
+        stream.cached = min(hit.tokens, stream.first_row)
         plan.copies.append(
-            Copy(self._pool.place(hit.run, 0), self._pool.place(place, 0), stream.run)
+            Copy(self._pool.place(hit.span, 0), self._pool.place(place, 0), stream.cached)
         )
 
     def _chunks(self, budget: int) -> list[Work]:
@@ -179,10 +179,10 @@ class Scheduler:
                 continue
             count = stream.missing
             if not self._whole_prompts:
-                unwanted = max(0, stream.first_row - stream.run)
+                unwanted = max(0, stream.first_row - stream.cached)
                 count = min(count, budget, unwanted + rows)
             if count:
-                works.append(Work(stream, stream.run, count))
+                works.append(Work(stream, stream.cached, count))
                 budget -= min(count, budget)
                 rows -= len(works[-1].rows)
         return works

@@ -53,10 +53,9 @@ class Submission:
     op: Generate | Score
     sink: Sink
     cancelled: bool = False
-    stream: Stream | None = None
 
     def cancel(self) -> None:
-        self.cancelled = True  # the loop looks at every step; a stream is open, so it is awake
+        self.cancelled = True  # seen at the next step: while a stream is open the loop never sleeps
 
 
 class StepLoop:

@@ -4,7 +4,7 @@ Ledger of `tokens` (indices are absolute positions)::
 
     GENERATE   [ context ................ | produced ........ ]   one logits row: the last index
     SCORE      [ context .... | scored ........................]  a row for each index before one
-    both       [ run: keys and values exist | to run ..........]  of `scored`
+    both       [ cached: keys and values exist | missing ..... ]  of `scored`
 
 `context` is the prompt, or the one start token that stands for an empty prompt.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from lmtp_replicate.engine.interface import Sink
-from lmtp_replicate.engine.pages import Run
+from lmtp_replicate.engine.pages import Span
 from lmtp_replicate.protocol.messages import Generate, Score
 
 _arrivals = count()
@@ -34,9 +34,9 @@ class Stream:
     tokens: list[int] = field(init=False)
     arrival: int = field(default_factory=lambda: next(_arrivals))
     entropy: int = field(init=False)
-    run: int = 0
-    """How many of `tokens` have keys and values in `place`."""
-    place: Run | None = None
+    cached: int = 0
+    """How many of `tokens`, from the first on, have keys and values in `place`."""
+    place: Span | None = None
     answered: int = 0
     """How many items were delivered."""
 
@@ -48,7 +48,7 @@ class Stream:
 
     def __repr__(self) -> str:
         kind = type(self.op).__name__
-        return f"<{kind} {self.op.stream_id}: {self.run}/{self.to_run} run, {self.answered} out>"
+        return f"<{kind} {self.op.stream_id}: {self.cached}/{self.to_run} run, {self.answered} out>"
 
     @property
     def to_run(self) -> int:
@@ -58,7 +58,7 @@ class Stream:
 
     @property
     def missing(self) -> int:
-        return self.to_run - self.run
+        return self.to_run - self.cached
 
     @property
     def is_decoding(self) -> bool:
@@ -83,5 +83,5 @@ class Stream:
 
     def pause(self) -> None:
         """Forget all keys and values (the pages are the scheduler's business): run again later."""
-        self.run = 0
+        self.cached = 0
         self.place = None

@@ -7,13 +7,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lmtp_replicate.engine.pages import PagePool, Run
+from lmtp_replicate.engine.pages import PagePool, Span
 
 
 class Pages(RuleBasedStateMachine):
-    """`held` names every run as often as it is held."""
+    """`held` names every span as often as it is held."""
 
-    held: list[Run]
+    held: list[Span]
 
     @initialize(total=st.integers(1, 40), page_tokens=st.integers(1, 5))
     def start(self, total: int, page_tokens: int) -> None:
@@ -23,50 +23,50 @@ class Pages(RuleBasedStateMachine):
     @rule(tokens=st.integers(0, 220))
     def take(self, tokens: int) -> None:
         free_before = self.pool.free
-        run = self.pool.take(tokens)
-        if run is None:
+        span = self.pool.take(tokens)
+        if span is None:
             assert self.held or tokens > self.pool.tokens
             assert self.pool.free == free_before
         else:
-            assert self.pool.capacity(run) >= tokens
-            self.held.append(run)
+            assert self.pool.capacity(span) >= tokens
+            self.held.append(span)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), more=st.integers(1, 100))
     def grow(self, data: st.DataObject, more: int) -> None:
-        run = data.draw(st.sampled_from(self.held))
-        if self.held.count(run) > 1:
+        span = data.draw(st.sampled_from(self.held))
+        if self.held.count(span) > 1:
             return
-        tokens = self.pool.capacity(run) + more
-        grown = self.pool.grow(run, tokens)
+        tokens = self.pool.capacity(span) + more
+        grown = self.pool.grow(span, tokens)
         if grown is None:
             assert len(self.held) > 1 or tokens > self.pool.tokens
         else:
             assert self.pool.capacity(grown) >= tokens
-            self.held[self.held.index(run)] = grown
+            self.held[self.held.index(span)] = grown
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def retain(self, data: st.DataObject) -> None:
-        run = data.draw(st.sampled_from(self.held))
-        self.pool.retain(run)
-        self.held.append(run)
+        span = data.draw(st.sampled_from(self.held))
+        self.pool.retain(span)
+        self.held.append(span)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        run = data.draw(st.sampled_from(self.held))
-        self.pool.release(run)
-        self.held.remove(run)
+        span = data.draw(st.sampled_from(self.held))
+        self.pool.release(span)
+        self.held.remove(span)
 
     @invariant()
     def accounts_are_exact(self) -> None:
         self.pool.check(self.held)
-        for run in self.held:
-            assert run.first >= 0 and run.first + run.count <= self.pool.total
+        for span in self.held:
+            assert span.first >= 0 and span.first + span.count <= self.pool.total
             for other in self.held:
-                disjoint = set(run.pages).isdisjoint(other.pages)
-                assert run == other or disjoint, "two runs share pages without sharing all"
+                disjoint = set(span.pages).isdisjoint(other.pages)
+                assert span == other or disjoint, "two spans share pages without sharing all"
 
 
 TestPages = Pages.TestCase
@@ -76,31 +76,31 @@ TestPages.settings = settings(max_examples=150, stateful_step_count=30, deadline
 def test_runs_grow_in_place_when_the_pages_behind_them_are_free() -> None:
     pool = PagePool(16, page_tokens=4)
     first = pool.take(4)
-    assert first == Run(0, 1)
-    assert pool.grow(first, 5) == Run(0, 2)
+    assert first == Span(0, 1)
+    assert pool.grow(first, 5) == Span(0, 2)
 
 
 def test_runs_move_when_the_pages_behind_them_are_taken() -> None:
     pool = PagePool(16, page_tokens=4)
     first, second = pool.take(4), pool.take(4)
-    assert (first, second) == (Run(0, 1), Run(1, 1))
-    assert pool.grow(Run(0, 1), 5) == Run(2, 2)
-    pool.check([Run(1, 1), Run(2, 2)])
+    assert (first, second) == (Span(0, 1), Span(1, 1))
+    assert pool.grow(Span(0, 1), 5) == Span(2, 2)
+    pool.check([Span(1, 1), Span(2, 2)])
 
 
 def test_one_run_can_hold_the_whole_pool_though_that_is_no_power_of_two() -> None:
     pool = PagePool(11, page_tokens=1)
-    run = pool.take(1)
-    while run is not None and pool.capacity(run) < 11:
-        run = pool.grow(run, pool.capacity(run) + 1)
-    assert run == Run(0, 11)
+    span = pool.take(1)
+    while span is not None and pool.capacity(span) < 11:
+        span = pool.grow(span, pool.capacity(span) + 1)
+    assert span == Span(0, 11)
     assert pool.take(1) is None
 
 
 def test_releasing_too_often_is_a_bug_that_shows() -> None:
     pool = PagePool(2, page_tokens=1)
-    run = pool.take(1)
-    assert run is not None
-    pool.release(run)
+    span = pool.take(1)
+    assert span is not None
+    pool.release(span)
     with pytest.raises(AssertionError, match="too often"):
-        pool.release(run)
+        pool.release(span)

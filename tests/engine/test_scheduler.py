@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmtp_replicate.engine import answers
 from lmtp_replicate.engine.pace import LEAST, Pace
-from lmtp_replicate.engine.pages import PagePool, Run
+from lmtp_replicate.engine.pages import PagePool, Span
 from lmtp_replicate.engine.prefix import Hit, NullPrefixIndex
 from lmtp_replicate.engine.scheduler import MOST_ROWS, Plan, Scheduler
 from lmtp_replicate.engine.stream import Stream
@@ -23,21 +23,21 @@ class OneEntryIndex(NullPrefixIndex):
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
-        self.entry: tuple[list[int], Run] | None = None
+        self.entry: tuple[list[int], Span] | None = None
 
     def match(self, tokens: Sequence[int]) -> Hit | None:
         if self.entry is None:
             return None
-        known, run = self.entry
+        known, span = self.entry
         same = 0
         while same < min(len(known), len(tokens)) and known[same] == tokens[same]:
             same += 1
-        return Hit(run, same) if same else None
+        return Hit(span, same) if same else None
 
-    def keep(self, tokens: Sequence[int], run: Run) -> None:
+    def keep(self, tokens: Sequence[int], span: Span) -> None:
         self.evict()
-        self._pool.retain(run)
-        self.entry = (list(tokens), run)
+        self._pool.retain(span)
+        self.entry = (list(tokens), span)
 
     def evict(self) -> bool:
         if self.entry is None:
