@@ -49,12 +49,15 @@ class CogProcess:
     `exited` is done when the server is; its result is the exit status (negative: a signal).
     """
 
-    def __init__(self, work: WorkDirectory, process: Process, port: int, temporary: Path) -> None:
+    def __init__(
+        self, work: WorkDirectory, process: Process, place: socket.socket, temporary: Path
+    ) -> None:
         self._name = work.name
         self._process = process
+        self._place = place
         self._temporary = temporary
         self._tail: deque[str] = deque(maxlen=30)
-        self.url = f"http://{HOST}:{port}"
+        self.url = f"http://{HOST}:{place.getsockname()[1]}"
         self.exited = asyncio.create_task(process.wait())
         self._forwarding = asyncio.create_task(self._forward_logs())
         # For a process that ends without its event loop getting that far.
@@ -63,13 +66,13 @@ class CogProcess:
     @classmethod
     async def start(cls, work: WorkDirectory) -> CogProcess:
         """Spawn the server. It is not ready yet; ModelLoadError when Python cannot be run."""
-        port = _free_port()
+        place = _reserved_port()
         temporary = Path(tempfile.mkdtemp(prefix="lmtp-cog-"))
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", _LAUNCH, "--host", HOST),
                 cwd=work.path,
-                env=_environment(work, port, temporary),
+                env=_environment(work, place.getsockname()[1], temporary),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=PIPE,
                 stderr=STDOUT,
@@ -77,13 +80,14 @@ class CogProcess:
                 start_new_session=True,  # a group of its own, so that the worker dies with it
             )
         except BaseException as error:
+            place.close()
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, OSError):
                 text = f"{work.name}: cannot start the Cog runtime: {error}"
                 raise ModelLoadError(text) from error
             raise
         logger.info("%s: started the Cog runtime (process %d)", work.name, process.pid)
-        return cls(work, process, port, temporary)
+        return cls(work, process, place, temporary)
 
     @property
     def pid(self) -> int:
@@ -104,6 +108,7 @@ class CogProcess:
         finally:
             # Also when our own task is being cancelled: nothing may stay behind.
             self._kill()
+            self._place.close()
             atexit.unregister(self._kill)
         await self.exited
         # The pipe stays open if the model has put a process of its own out of our reach.
@@ -143,11 +148,13 @@ class CogProcess:
         logger.log(level, "%s: %s", self._name, message)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _reserved_port() -> socket.socket:
+    """A socket bound to a free port and never listening: the server may bind there too, as it sets
+    SO_REUSEADDR like us, and nobody else is given the port meanwhile."""
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind((HOST, 0))
+    return place
 
 
 def _environment(work: WorkDirectory, port: int, temporary: Path) -> dict[str, str]:
