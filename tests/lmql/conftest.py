@@ -72,7 +72,12 @@ class GatewayThread:
 
     def wait_for_output(self) -> None:
         """Wait until a prediction has produced a token."""
-        self._wait(lambda: "logprob" in json.dumps(self.get("/predictions")))
+        self._wait(
+            lambda: any(
+                "logprob" in "".join(p.get("output") or ())
+                for p in self.get("/predictions")["results"]
+            )
+        )
 
     def wait_until_quiet(self) -> None:
         """Wait until no prediction runs: neither for the gateway nor for the client."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 from pathlib import Path
 
@@ -121,7 +120,7 @@ async def test_an_engine_that_fails_in_mid_stream(
 async def test_a_model_process_that_dies(
     own_gateway: GatewayThread, tokenizer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In mid-stream: LMQL asks again and the new process answers. Between queries: not noticed."""
+    """In mid-stream: LMQL asks again, and the new process answers."""
     folder = own_gateway.work
     os.mkfifo(folder / "hold")
     query = 'argmax "-ab[X]" where STOPS_AT(X, ".")'
@@ -130,8 +129,6 @@ async def test_a_model_process_that_dies(
     await asyncio.to_thread((folder / "hold").write_text, "")
     assert await asking == "cdefghijklmnopqrstuvwxyz."
     assert any("a stream ended early; LMQL asks again" in message for message in caplog.messages)
-    os.killpg(own_gateway.gateway.runtime("alphabet").pid, signal.SIGKILL)
-    assert await ask("replicate:local/alphabet", tokenizer) == "defgh"
     own_gateway.wait_until_quiet()
 
 
