@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmtp_replicate.engine.interface import ModelCard, Sink
+from lmtp_replicate.engine.interface import ModelCard
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.errors import StreamError
 from lmtp_replicate.protocol.messages import (
@@ -25,7 +25,7 @@ class Admission:
     card: ModelCard
     pool_tokens: int
 
-    def admit(self, op: Generate | Score, sink: Sink) -> Stream | StreamItem:
+    def admit(self, op: Generate | Score) -> Stream | StreamItem:
         """The op's stream, or the only item it will ever get."""
         try:
             self._check_ids("prompt", op.prompt)
@@ -39,7 +39,7 @@ class Admission:
                 self._check_generation(op, len(context))
         except StreamError as error:
             return ErrorItem(op.stream_id, str(error))
-        return Stream(op, context, sink, limit=min(self.card.context_length, self.pool_tokens))
+        return Stream(op, context, limit=min(self.card.context_length, self.pool_tokens))
 
     def _start(self) -> tuple[int]:
         """What an empty prompt stands for."""

@@ -113,7 +113,7 @@ def _streams(
         ids = torch.randint(vocab_size, (length,), generator=random).tolist()
         known = max(1, length - _COMPARED)
         op = Score(index, tuple(ids[:known]), tuple(ids[known:]))
-        stream = Stream(op, op.prompt, lambda _items: None, limit=length)
+        stream = Stream(op, op.prompt, limit=length)
         stream.place = pool.take(length)
         streams.append(stream)
     return pool, streams

@@ -139,7 +139,7 @@ class StepLoop:
         with self._changed:
             inbox, self._inbox = self._inbox, []
         for submission in inbox:
-            admitted = self._admission.admit(submission.op, submission.sink)
+            admitted = self._admission.admit(submission.op)
             if isinstance(admitted, Stream):
                 self._open[admitted] = submission
                 self._scheduler.add(admitted)

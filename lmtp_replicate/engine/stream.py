@@ -2,9 +2,9 @@
 
 Ledger of `tokens` (indices are absolute positions)::
 
-    GENERATE   [ context ................ | produced ........ ]   one logits row: the last index
-    SCORE      [ context .... | scored ........................]  a row for each index before one
-    both       [ cached: keys and values exist | missing ..... ]  of `scored`
+    GENERATE   [ context ................ | produced ........ ]   one row of logits, the last
+    SCORE      [ context .... | scored .......................]   a row before each scored token
+    both       [ cached: keys and values exist | missing .... ]
 
 `context` is the prompt, or the one start token that stands for an empty prompt.
 """
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from lmtp_replicate.engine.interface import Sink
 from lmtp_replicate.engine.pages import Span
 from lmtp_replicate.protocol.messages import Generate, Score
 
@@ -29,7 +28,6 @@ class Stream:
 
     op: Generate | Score
     context: tuple[int, ...]
-    sink: Sink
     limit: int
     tokens: list[int] = field(init=False)
     arrival: int = field(default_factory=lambda: next(_arrivals))

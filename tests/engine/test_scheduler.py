@@ -112,12 +112,12 @@ def machine(
 
 def generate(stream_id: int, prompt: int, max_tokens: int, limit: int = 10_000) -> Stream:
     op = Generate(stream_id, tuple(range(prompt)), max_tokens)
-    return Stream(op, op.prompt, lambda _items: None, limit)
+    return Stream(op, op.prompt, limit)
 
 
 def score(stream_id: int, prompt: int, scored: int) -> Stream:
     op = Score(stream_id, tuple(range(prompt)), tuple(range(scored)))
-    return Stream(op, op.prompt, lambda _items: None, 10_000)
+    return Stream(op, op.prompt, limit=10_000)
 
 
 @st.composite
