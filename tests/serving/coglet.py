@@ -116,14 +116,14 @@ class Event:
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Event]:
     kind = ""
-    while line := (await asyncio.wait_for(content.readline(), 30)).decode().rstrip("\n"):
+    while line := (await asyncio.wait_for(content.readline(), 30)).decode():
         if line.startswith("event: "):
-            kind = line.removeprefix("event: ")
+            kind = line.removeprefix("event: ").strip()
         elif line.startswith("data: "):
             yield Event(kind, json.loads(line.removeprefix("data: ")))
-            await content.readline()
             if kind == "completed":
                 return
+    raise AssertionError("the runtime's stream ended without `completed`")
 
 
 @contextmanager

@@ -85,8 +85,8 @@ class Hold:
         if self._end is None:
             await self.reached()
         assert self._end is not None
+        self._pipe.unlink()  # first, since other streams may come to the same place
         os.close(self._end)
-        self._pipe.unlink()
 
 
 def made(runtime: Coglet, tag: int) -> int:
@@ -294,6 +294,7 @@ async def test_text_is_streamed_and_the_other_completions_follow(shared: Coglet)
         first = await first_output(events)
         await hold.release()
         rest = [event async for event in events]
+    assert rest[-1].data["status"] == "succeeded"
     text = "".join(event.data["chunk"] for event in [first, *rest] if event.kind == "output")
     letters = "bcdefghijklmnopqrstuvwxyz ABCD"
     assert text == f"{letters}\n--- 2 ---\n{letters}"
