@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import signal
 import subprocess
 import sys
@@ -22,9 +23,13 @@ PROGRAM = [sys.executable, "-m", "lmtp_replicate"]
 
 
 @contextmanager
-def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def command(*arguments: str, temporary: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PROGRAM, *arguments],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process
@@ -53,7 +58,8 @@ def predict(*arguments: str) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def serving(toy: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """`lmtp-replicate gateway` after one prediction, and the processes that it has started."""
-    with command("gateway", str(toy), "--port", "0", "--owner", "me") as process:
+    arguments = ("gateway", str(toy), "--port", "0", "--owner", "me")
+    with command(*arguments, temporary=toy.parent) as process:
         assert process.stderr is not None
         said = {}
         for line in process.stderr:
@@ -109,7 +115,8 @@ def test_gateway_without_work_says_so(tmp_path: Path) -> None:
 def test_predict_streams_to_stdout(toy: Path, tmp_path: Path) -> None:
     """The second chunk is made only after we have read the first."""
     gate = tmp_path / "gate"
-    with command("predict", str(toy), "-i", "text=ab", "-i", f"gate={gate}") as process:
+    arguments = ("predict", str(toy), "-i", "text=ab", "-i", f"gate={gate}")
+    with command(*arguments, temporary=tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.read(2) == "ab"
         gate.touch()
@@ -160,7 +167,8 @@ def test_predict_refuses_bad_inputs(toy: Path, inputs: list[str], complaint: str
 @pytest.mark.slow
 def test_predict_stops_its_runtime_when_terminated(toy: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with command("predict", str(toy), "-i", "text=ab", "-i", f"gate={gate}") as process:
+    arguments = ("predict", str(toy), "-i", "text=ab", "-i", f"gate={gate}")
+    with command(*arguments, temporary=tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.read(2) == "ab"
         started = psutil.Process(process.pid).children(recursive=True)
