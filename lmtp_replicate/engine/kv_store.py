@@ -3,7 +3,8 @@
 One tensor `[token, kv_head, head_dim]` for keys and one for values per layer, made when the layer
 first writes (only then its shapes, dtype and device are known for every architecture), so that a
 span of pages is a view and the new tokens of all streams are written by one scatter. Memory is
-zero-filled: attention multiplies what it masks by zero, and a stale NaN would come through.
+zero-filled, and zeroed again before another stream's use where it may be read before it is written
+(see `Scheduler`): attention multiplies what it masks by zero, and a stale NaN would come through.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from lmtp_replicate.engine.pages import Copy, PagePool
+from lmtp_replicate.engine.pages import Clear, Copy, PagePool
 
 
 class KVStore:
@@ -26,7 +27,7 @@ class KVStore:
     @property
     def bytes_per_token(self) -> int:
         """What a token takes in all layers that have written so far."""
-        return sum(t[0].nbytes for pair in self._layers.values() for t in pair)
+        return sum(tensor[0].nbytes for tensor in self._tensors())
 
     def reserve(self, tokens: int) -> None:
         """Have memory for the first `tokens` places."""
@@ -38,12 +39,18 @@ class KVStore:
         for index, (keys, values) in self._layers.items():
             self._layers[index] = (self._grown(keys), self._grown(values))
 
-    def copy(self, copies: Iterable[Copy]) -> None:
-        """Carry out `copies` in order. Source and target may overlap."""
-        for source, target, length in copies:
-            for pair in self._layers.values():
-                for tensor in pair:
-                    tensor[target : target + length] = tensor[source : source + length].clone()
+    def change(self, changes: Iterable[Copy | Clear]) -> None:
+        """Carry out `changes` in order. A copy's source and target may overlap."""
+        for change in changes:
+            match change:
+                case Clear(first, length):
+                    self.reserve(first + length)
+                    for tensor in self._tensors():
+                        tensor[first : first + length] = 0
+                case Copy(source, target, length):
+                    self.reserve(target + length)
+                    for tensor in self._tensors():
+                        tensor[target : target + length] = tensor[source : source + length].clone()
 
     def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put `keys` and `values` (`[1, kv_head, token, head_dim]`) at `places` (int64)."""
@@ -64,6 +71,9 @@ class KVStore:
             for tensor in self._layers[layer]
         )
         return keys, values
+
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for pair in self._layers.values() for tensor in pair]
 
     def _empty(self, like: Tensor) -> Tensor:
         return like.new_zeros(self._tokens, like.shape[1], like.shape[3])

@@ -36,7 +36,7 @@ class PackedModel:
         """Logits of the plan's rows: `[rows, width]`, in the model's dtype."""
         layout = lay_out(plan, self._pool, self._device)
         self.store.reserve(layout.highest)
-        self.store.copy(plan.copies)
+        self.store.change(plan.changes)
         # Not every layer type takes an empty batch: a step without rows computes one in vain.
         kept = layout.rows if len(layout.rows) else layout.rows.new_zeros(1)
         output = self._model(

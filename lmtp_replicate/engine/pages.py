@@ -35,6 +35,13 @@ class Copy(NamedTuple):
     length: int
 
 
+class Clear(NamedTuple):
+    """`length` tokens of the pool, from place `first` on, to be filled with zeros."""
+
+    first: int
+    length: int
+
+
 class PagePool:
     """Reference counts of `total` pages of `page_tokens` tokens."""
 

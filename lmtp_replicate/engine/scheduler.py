@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lmtp_replicate.engine.pace import Pace
-from lmtp_replicate.engine.pages import Copy, PagePool, Span
+from lmtp_replicate.engine.pages import Clear, Copy, PagePool, Span
 from lmtp_replicate.engine.prefix import PrefixIndex
 from lmtp_replicate.engine.stream import Stream
 
@@ -41,10 +41,10 @@ class Work(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """One step: first the copies, in order, then all works in one forward. The step's logits are
-    the works' `rows`, in this order."""
+    """One step: first the changes of memory, in order, then all works in one forward. The step's
+    logits are the works' `rows`, in this order."""
 
-    copies: list[Copy] = field(default_factory=list)
+    changes: list[Copy | Clear] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     decoding: int = 0
     """How many works, the first ones, are those of decoding streams."""
@@ -137,7 +137,8 @@ class Scheduler:
         stream.place = new
         if new.first != old.first:
             place = self._pool.place
-            plan.copies.append(Copy(place(old, 0), place(new, 0), stream.cached))
+            plan.changes.append(Copy(place(old, 0), place(new, 0), stream.cached))
+        self._clear_rest(stream, new, plan)
         return True
 
     def _pause(self, stream: Stream) -> None:
@@ -159,6 +160,7 @@ class Scheduler:
                     return
             stream.place = place
             self._reuse_prefix(stream, place, plan)
+            self._clear_rest(stream, place, plan)
             insort(self.running, self.waiting.pop(0), key=_arrival)
 
     def _reuse_prefix(self, stream: Stream, place: Span, plan: Plan) -> None:
@@ -167,9 +169,17 @@ class Scheduler:
             return
         # The first wanted row must be run in any case.
         stream.cached = min(hit.tokens, stream.first_row)
-        plan.copies.append(
+        plan.changes.append(
             Copy(self._pool.place(hit.span, 0), self._pool.place(place, 0), stream.cached)
         )
+
+    def _clear_rest(self, stream: Stream, place: Span, plan: Plan) -> None:
+        """Zero what the stream will not have written when attention first reads its place as part
+        of a batch: masked numbers count nothing only if they are finite, and a stream whose
+        arithmetic overflowed may have left others there."""
+        rest = self._pool.capacity(place) - stream.to_run
+        if rest:
+            plan.changes.append(Clear(self._pool.place(place, stream.to_run), rest))
 
     def _chunks(self, budget: int) -> list[Work]:
         works = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmtp_replicate.engine import answers
 from lmtp_replicate.engine.pace import LEAST, Pace
-from lmtp_replicate.engine.pages import PagePool, Span
+from lmtp_replicate.engine.pages import Clear, PagePool, Span
 from lmtp_replicate.engine.prefix import Hit, NullPrefixIndex
 from lmtp_replicate.engine.scheduler import MOST_ROWS, Plan, Scheduler
 from lmtp_replicate.engine.stream import Stream
@@ -61,8 +61,13 @@ class Machine:
     def step(self) -> Plan:
         plan = self.scheduler.schedule()
         self.scheduler.check([self.index.entry[1]] if self.index.entry else [])
-        for source, target, length in plan.copies:
-            self.memory[target : target + length] = self.memory[source : source + length]
+        for change in plan.changes:
+            if isinstance(change, Clear):
+                first, length = change
+                self.memory[first : first + length] = [None] * length
+            else:
+                source, target, length = change
+                self.memory[target : target + length] = self.memory[source : source + length]
         for work in plan.works:
             place = work.stream.place
             assert place is not None and work.length > 0
@@ -72,6 +77,9 @@ class Machine:
             first = self.pool.place(place, 0)
             seen = self.memory[first : first + work.stop]
             assert seen == [(t, p) for p, t in enumerate(work.stream.tokens[: work.stop])]
+            if work.stream.is_decoding:
+                rest = self.memory[first + work.stop : first + self.pool.capacity(place)]
+                assert set(rest) <= {None}, "something of another stream was left behind"
         self.scheduler.advance(plan)
         for stream, rows in [(work.stream, list(work.rows)) for work in plan.works]:
             if rows:

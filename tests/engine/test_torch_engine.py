@@ -321,3 +321,17 @@ def test_the_fallback_frees_the_caches_of_streams_that_ended(
         submit(engine, Generate(9, (3,), 5, mask=NO_EOS)).wait()
         gc.collect()
         assert [cache() for cache in early] == [None] * len(early)
+
+
+def test_numbers_that_overflow_in_one_stream_never_reach_another() -> None:
+    """Attention reads what it masks: what a stream leaves behind in memory must be finite."""
+    network = tiny_network("llama")
+    network.get_input_embeddings().weight[42] = float("nan")
+    ops = [Generate(n, (3,) * (2 + 3 * n), 30, mask=NO_EOS) for n in range(4)]
+    with running(tiny_loaded("llama")) as engine:
+        expected = [answer.tokens for answer in answers(engine, ops)]
+    with running(tiny_loaded("llama", network)) as engine:
+        for _ in range(2):
+            broken = answers(engine, [Generate(n, (42,) * 60, 1) for n in range(6)])
+            assert all("not finite" in answer.error for answer in broken)
+            assert [answer.tokens for answer in answers(engine, ops)] == expected
