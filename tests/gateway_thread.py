@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ TOKEN = "token-of-the-gateway"
 
 
 class GatewayThread:
-    """A running gateway over work directories, and what it says of itself."""
+    """A running gateway over a work directory, or a folder of them, and what it says of itself."""
 
-    def __init__(self, work: Sequence[Path]) -> None:
+    def __init__(self, work: Path) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.gateway = Gateway(list(work), token=TOKEN)
+        self.work = work
+        self.gateway = Gateway([work], token=TOKEN)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
@@ -44,14 +45,29 @@ class GatewayThread:
         """The id of the latest version of `model`."""
         return str(self.get(f"/models/local/{model}")["latest_version"]["id"])
 
+    def wait_for_output(self) -> None:
+        """Wait until a prediction has produced a token."""
+        self._wait(
+            lambda: any(
+                "logprob" in "".join(p.get("output") or ())
+                for p in self.get("/predictions")["results"]
+            )
+        )
+
     def wait_until_quiet(self) -> None:
         """Wait until no prediction runs: neither for the gateway nor for the client."""
         hub = process_hub()
-        deadline = time.monotonic() + 20
-        while hub.running or any(
-            not p.get("completed_at") for p in self.get("/predictions")["results"]
-        ):
-            assert time.monotonic() < deadline, "something still runs"
+        self._wait(
+            lambda: (
+                not hub.running
+                and all(p.get("completed_at") for p in self.get("/predictions")["results"])
+            )
+        )
+
+    def _wait(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not true():
+            assert time.monotonic() < deadline, self.get("/predictions")
             time.sleep(0.02)
 
     def __enter__(self) -> GatewayThread:

@@ -34,9 +34,11 @@ def test_imports_point_down_the_layers() -> None:
         if "templates" in path.parts:
             continue
         mine = layer(path)
-        for other in imported_layers(path) - {mine}:
-            if TOP[other] >= TOP[mine] and other != "__init__":
-                wrong.append(f"{path.relative_to(PACKAGE)} imports {other}")
+        wrong += [
+            f"{path.relative_to(PACKAGE)} imports {other}"
+            for other in imported_layers(path) - {mine, "__init__"}
+            if TOP[other] >= TOP[mine]
+        ]
     assert wrong == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from aiohttp import web
 
 from lmtp_replicate.gateway.faults import Faults
@@ -20,11 +22,12 @@ async def serve_stream(
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     )
-    await response.prepare(request)
-    await response.write(b": hi\n\n")
     last_seen = None if faults.replay_all else request.headers.get("Last-Event-ID")
-    await _follow(response, prediction, prediction.events.place_after(last_seen), faults)
-    await response.write_eof()
+    with suppress(ConnectionResetError):  # readers leave when they have what they want
+        await response.prepare(request)
+        await response.write(b": hi\n\n")
+        await _follow(response, prediction, prediction.events.place_after(last_seen), faults)
+        await response.write_eof()
     return response
 
 

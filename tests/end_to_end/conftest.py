@@ -43,7 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gateway_thread(work: Path) -> Iterator[GatewayThread]:
-    with GatewayThread([work]) as running:
+    with GatewayThread(work) as running:
         yield running
     close_process_hub()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import httpx
@@ -94,7 +95,9 @@ def test_replay_and_resume(shared: Running) -> None:
     assert list(shared.events(prediction, "unknown"))[1:] == events
 
 
-def test_readers_come_and_go_without_effect(shared: Running, tmp_path: Path) -> None:
+def test_readers_come_and_go_without_effect(
+    shared: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     gate = tmp_path / "gate"
     prediction = shared.create({"text": "a", "gate": str(gate), "style": "number"})
     first, second = shared.events(prediction), shared.events(prediction)
@@ -103,6 +106,7 @@ def test_readers_come_and_go_without_effect(shared: Running, tmp_path: Path) -> 
     first.close()
     gate.touch()
     assert [event["data"] for event in second] == ["a1", "a2", "{}"]
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_stream_needs_no_token_and_takes_a_wrong_one(shared: Running) -> None:

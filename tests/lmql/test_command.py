@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmtp_replicate.cli import main
-from tests.lmql.conftest import GatewayThread
+from tests.gateway_thread import GatewayThread
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,9 @@ from lmtp_replicate.errors import (
     LmtpReplicateError,
     TransportError,
 )
+from tests.gateway_thread import TOKEN, GatewayThread
 from tests.lmql.alphabet import save_tokenizer
-from tests.lmql.conftest import TOKEN, GatewayThread, work_directory
+from tests.lmql.conftest import work_directory
 
 QUERY = 'argmax "abc[X]" where len(TOKENS(X)) < 6'
 

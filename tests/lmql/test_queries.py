@@ -11,8 +11,8 @@ import pytest
 
 import lmtp_replicate  # noqa: F401 - the plug-in
 from lmtp_replicate.client import connect
+from tests.gateway_thread import GatewayThread
 from tests.lmql.alphabet import logprob, vocabulary
-from tests.lmql.conftest import GatewayThread
 
 IDS = vocabulary()
 
@@ -119,7 +119,7 @@ def test_generate_and_score(model: lmql.LLM) -> None:
 async def test_ways_to_name_a_model(
     gateway: GatewayThread, tokenizer: str, name: str, endpoint: str | None
 ) -> None:
-    version = gateway.version()
+    version = gateway.version("alphabet")
     settings = {} if endpoint is None else {"endpoint": endpoint.replace("VERSION", version)}
     model = lmql.model(name.replace("VERSION", version), tokenizer=tokenizer, **settings)
     result = await ask(model, 'argmax "abc[X]" where len(TOKENS(X)) < 4')
