@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmtp_replicate.demo.query import QUERY
-from tests.gateway_thread import TOKEN, GatewayThread
+from tests.gateway_thread import GatewayThread
+from tests.upstream import run_upstream
 
 pytestmark = pytest.mark.slow
-
-SCRIPT = Path(__file__).with_name("upstream_query.py")
 
 
 def upstream(tokenizer: str, endpoint: str, *gateway: str) -> dict[str, Any]:
     query = QUERY.replace("replicate:local/demo", endpoint).replace("<demo model>", tokenizer)
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *gateway],
-        input=query,
-        env=os.environ | {"REPLICATE_API_TOKEN": TOKEN},
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    done = run_upstream(query, *gateway)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
