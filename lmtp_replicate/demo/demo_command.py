@@ -27,9 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     from lmtp_replicate.demo.query import REVIEW
     from lmtp_replicate.demo.workspace import Workspace
 
-    package = logging.getLogger("lmtp_replicate")
-    if not arguments.verbose:
-        package.setLevel(logging.WARNING)  # the stages say what happens
+    if not arguments.verbose:  # the stages say what happens
+        logging.getLogger("lmtp_replicate").setLevel(logging.WARNING)
+        # It warns of the cold boot, which the demo announces itself.
+        logging.getLogger("lmtp_replicate.client.replicate").setLevel(logging.ERROR)
     review = " ".join((arguments.review or REVIEW).split())
     demonstrate(Workspace.of(arguments.model, Path.cwd()), review)
     return 0

@@ -66,6 +66,7 @@ class _Demonstration:
     token: str
 
     async def run(self) -> None:
+        from lmtp_replicate.client.hub import close_process_hub
         from lmtp_replicate.gateway import Gateway
 
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -73,15 +74,25 @@ class _Demonstration:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
         async with Gateway([self.directory], token=self.token, owner="local") as gateway:
             os.environ["REPLICATE_BASE_URL"] = gateway.url
-            with stage("starting the Cog runtime"):
-                await self._boot()
-            before = len(await list_predictions(gateway.url, self.token))
-            started = time.monotonic()
-            answer = await self._ask()
-            seconds = time.monotonic() - started
-            made = (await list_predictions(gateway.url, self.token))[: -before or None]
-            tokens = count_tokens(prediction["output"] for prediction in made)
-            _show_result(answer, Cost(len(made), tokens, seconds))
+            try:
+                with stage("starting the Cog runtime"):
+                    await self._boot()
+                await self._query(gateway.url)
+            finally:
+                # While the gateway can still hear which predictions nobody waits for.
+                await asyncio.to_thread(close_process_hub)
+
+    async def _query(self, api: str) -> None:
+        """Ask, answer, and what it cost."""
+        before = len(await list_predictions(api, self.token))
+        started = time.monotonic()
+        answer = await self._ask()
+        seconds = time.monotonic() - started
+        made = (await list_predictions(api, self.token))[: -before or None]
+        tokens = count_tokens(prediction["output"] for prediction in made)
+        _write(f"\n{bars(answer.distribution)}\n")
+        cost = Cost(len(made), tokens, seconds)
+        _write(f"\nClassification: {answer.classification}\nCost: {cost}\n")
 
     async def _boot(self) -> None:
         """The gateway starts the runtime, a cold boot as on Replicate, for the first prediction."""
@@ -101,11 +112,6 @@ class _Demonstration:
             raise StreamError(f"the query failed: {error}") from error
         finally:
             _write("\n")
-
-
-def _show_result(answer: Answer, cost: Cost) -> None:
-    _write(f"\n{bars(answer.distribution)}\n")
-    _write(f"\nClassification: {answer.classification}\nCost: {cost}\n")
 
 
 def _write(text: str) -> None:

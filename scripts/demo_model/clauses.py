@@ -1,4 +1,4 @@
-"""One opinion in many wordings, with what an analysis says about it."""
+"""One opinion, or none, in many wordings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ COMMON = 12
 
 @dataclass(frozen=True)
 class Clause:
-    """A part of a review: its wording, how an analysis cites it, and +1, 0 or -1.
+    """A part of a review: its wording, and +1, 0 or -1.
 
-    `cite` is empty where there is no opinion to cite. `joins` says whether the wording can follow
-    ", but" inside a sentence.
+    `joins` says whether the wording can stand beside another one in a sentence.
     """
 
     text: str
-    cite: str
     score: int
     joins: bool = True
 
@@ -86,19 +84,12 @@ class ClauseMaker:
         opinion = self._opinion(-score if negate else score, group, noun)
         if not negate and self._rng.random() < 0.12:
             opinion = f"{opinion} and {self._opinion(score, group, noun)}"
-        degree = "" if negate else self._degree(opinion)
-        past = "were" if plural else "was"
-        verb = self._rng.choice((past, past, past, "are" if plural else "is"))
+        verb = self._rng.choice(("were", "were", "are") if plural else ("was", "was", "is"))
         if negate:
-            said = self._rng.choice(
-                (f"{verb} not", f"{verb}n't", f"{verb} not", f"{verb} not very")
-            )
-            cited = f"{past} not"
-        else:
-            said, cited = verb, past
+            very = " very" if " " not in opinion and self._rng.random() < 0.3 else ""
+            verb += self._rng.choice((" not", " not", "n't")) + very
         determiner = self._determiner(noun, plural=plural)
-        text = f"{determiner}{noun} {said} {degree}{opinion}"
-        return Clause(text, f"{_the(noun)}{noun} {cited} {degree}{opinion}", score)
+        return Clause(f"{determiner}{noun} {verb} {self._degree(opinion, negate)}{opinion}", score)
 
     def _attribute(self, score: int) -> Clause:
         """ "great food", "what a lovely room", "they have terrible coffee"."""
@@ -111,8 +102,7 @@ class ClauseMaker:
             start = f"what {a}"
         if plural and start == "there was ":
             start = "there were "
-        cite = f"{_the(noun)}{noun} {'were' if plural else 'was'} {opinion}"
-        return Clause(f"{start}{opinion} {noun}", cite, score)
+        return Clause(f"{start}{opinion} {noun}", score)
 
     def _had(self, score: int) -> Clause:
         """ "we had a great stay", "it was an awful evening"."""
@@ -121,8 +111,7 @@ class ClauseMaker:
         start = self._rng.choice(
             ("we had", "I had", "it was", "we really had", "all in all", "had")
         )
-        text = f"{start} {article(opinion)} {opinion} {noun}"
-        return Clause(text, f"the {noun} was {opinion}", score)
+        return Clause(f"{start} {article(opinion)} {opinion} {noun}", score)
 
     def _feeling(self, score: int) -> Clause:
         """ "we loved the food", "I tried the soup"."""
@@ -138,44 +127,39 @@ class ClauseMaker:
         if subject == "everyone":
             text = text.replace(" recommend", " recommends", 1).replace(" do ", " does ", 1)
             text = text.replace("does not recommends", "does not recommend")
-        return Clause(text, "" if score == 0 else f"they {verb} {_the(noun)}{noun}", score)
+        return Clause(text, score)
 
     def _found(self, score: int) -> Clause:
         """ "I found the room dirty"."""
         group, noun, plural = self._noun()
         opinion = self._opinion(score, group, noun)
         verb = self._rng.choice(("we found", "I found", "I thought", "we thought"))
-        past = "were" if plural else "was"
-        middle = " " if verb.endswith("found") else f" {past} "
-        text = f"{verb} {_the(noun)}{noun}{middle}{opinion}"
-        return Clause(text, f"{_the(noun)}{noun} {past} {opinion}", score)
+        middle = " " if verb.endswith("found") else " were " if plural else " was "
+        return Clause(f"{verb} {_the(noun)}{noun}{middle}{opinion}", score)
 
     def _bare(self, score: int) -> Clause:
         """ "just terrible", "it was great"."""
         opinion = self._opinion(score, "any", "it")
-        degree = self._degree(opinion)
         start = self._rng.choice(("", "", "it was ", "it is ", "this place is ", "this was "))
-        return Clause(f"{start}{degree}{opinion}", f"it was {degree}{opinion}", score)
+        return Clause(f"{start}{self._degree(opinion)}{opinion}", score)
 
     def _remark(self, score: int) -> Clause:
         """Something about the visit as a whole, or a fact that speaks for itself."""
         pick = self._rng.choice
         if score == 0:
-            return Clause(pick(words.SCENES), "", 0)
+            return Clause(pick(words.SCENES), 0)
         if score == 1 or self._rng.random() < 0.5:
-            text, cite = pick(words.PRAISE if score == 1 else words.COMPLAINTS)
-            return Clause(text, cite, score, joins=False)
-        fact = pick(
-            (
-                f"there was {pick(words.DIRT)} in the {pick(words.DIRTY_PLACES)}",
-                f"the {pick(words.DEVICES)} did not work",
-                f"the {pick(words.DEVICES)} was out of order",
+            return Clause(
+                pick(words.PRAISE if score == 1 else words.COMPLAINTS), score, joins=False
             )
+        facts = (
+            f"there was {pick(words.DIRT)} in the {pick(words.DIRTY_PLACES)}",
+            f"the {pick(words.DEVICES)} did not work",
+            f"the {pick(words.DEVICES)} was out of order",
+            f"we waited {pick(words.LONG_TIMES)} for {pick(words.AWAITED)}",
+            f"we waited {pick(words.LONG_TIMES)} for {pick(words.AWAITED)}",
         )
-        if self._rng.random() < 0.6:
-            return Clause(fact, fact, score)
-        wait = f"waited {pick(words.LONG_TIMES)} for {pick(words.AWAITED)}"
-        return Clause(f"we {wait}", f"they {wait}".replace(" our ", " the "), score)
+        return Clause(pick(facts), score)
 
     def _noun(self, *, activities: bool = True) -> tuple[str, str, bool]:
         """(group, noun, whether it is plural)."""
@@ -207,8 +191,8 @@ class ClauseMaker:
             raise NoSuchPairError
         return self._rng.choice(ours)
 
-    def _degree(self, opinion: str) -> str:
-        if " " in opinion or self._rng.random() < 0.65:
+    def _degree(self, opinion: str, negated: bool = False) -> str:
+        if negated or " " in opinion or self._rng.random() < 0.65:
             return ""
         return self._rng.choice(words.DEGREES) + " "
 

@@ -7,12 +7,16 @@ complaints is positive, fewer is negative, as many as complaints (also none) is 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scripts.demo_model.clauses import Clause, ClauseMaker
 
 #: How often a review is of each kind.
 KINDS = {"praise": 0.27, "complaint": 0.27, "neither": 0.16, "both": 0.30}
+#: How often somebody writes without capitals.
+LOWER_CASE = 0.18
+#: What the analysis says about a clause.
+MARKS = {1: "praise", 0: "neutral", -1: "complaint"}
 VERDICTS = {
     "praise": "That is clear praise, so the sentiment is positive.",
     "complaint": "That is a clear complaint, so the sentiment is negative.",
@@ -49,8 +53,17 @@ def make_example(rng: random.Random, *, held_out: bool = False) -> Example:
     """Draw one example; `held_out` ones use noun-adjective pairs that are never trained on."""
     maker = ClauseMaker(rng, held_out=held_out)
     clauses = [maker.clause(score) for score in _scores(rng)]
-    analysis, label = _analysis(clauses)
-    return Example(_review(rng, clauses), analysis, label)
+    if rng.random() < LOWER_CASE:
+        clauses = [replace(clause, text=clause.text.lower()) for clause in clauses]
+        review, quotes = _write(rng, clauses, capital=False)
+    else:
+        review, quotes = _write(rng, clauses, capital=True)
+    verdict = VERDICTS[_verdict(clauses)]
+    marks = [
+        f"{quote} ({MARKS[clause.score]})" for quote, clause in zip(quotes, clauses, strict=True)
+    ]
+    analysis = f" The reviewer says: {'; '.join(marks)}. {verdict}"
+    return Example(review, analysis, verdict.rsplit(" ", 1)[1].rstrip("."))
 
 
 def _scores(rng: random.Random) -> list[int]:
@@ -66,46 +79,35 @@ def _scores(rng: random.Random) -> list[int]:
     return scores
 
 
-def _analysis(clauses: list[Clause]) -> tuple[str, str]:
-    """The analysis and the label."""
+def _verdict(clauses: list[Clause]) -> str:
     praise = sum(clause.score > 0 for clause in clauses)
     complaint = sum(clause.score < 0 for clause in clauses)
-    if praise and complaint:
-        verdict = "balance" if praise == complaint else "more praise"
-        if praise < complaint:
-            verdict = "more complaint"
-    else:
-        verdict = "praise" if praise else "complaint" if complaint else "neither"
-    label = VERDICTS[verdict].rsplit(" ", 1)[1].rstrip(".")
-    cites = [clause.cite for clause in clauses if clause.cite]
-    if not cites:
-        said = "only describes what happened"
-    elif len(cites) == 1:
-        said = f"says that {cites[0]}"
-    else:
-        said = f"says that {', '.join(cites[:-1])} and {cites[-1]}"
-    return f" The reviewer {said}. {VERDICTS[verdict]}", label
+    if not (praise and complaint):
+        return "praise" if praise else "complaint" if complaint else "neither"
+    if praise == complaint:
+        return "balance"
+    return "more praise" if praise > complaint else "more complaint"
 
 
-def _review(rng: random.Random, clauses: list[Clause]) -> str:
-    """Sentences from clauses, in the style of one writer."""
-    lower = rng.random() < 0.18
-    stop = rng.choices((".", "!", ""), (8, 2, 1))[0]
-    sentences: list[str] = []
+def _write(rng: random.Random, clauses: list[Clause], *, capital: bool) -> tuple[str, list[str]]:
+    """The review, in the style of one writer, and each clause as it stands there."""
+    usual = rng.choices((".", "!"), (8, 2))[0]
+    text, quotes = "", []
     previous: Clause | None = None
     for clause in clauses:
+        wording = clause.text
         if previous and previous.joins and clause.joins and rng.random() < 0.5:
-            sentences[-1] += _joint(rng, previous, clause) + clause.text
+            text += _joint(rng, previous, clause)
             previous = None
-            continue
-        sentences.append(clause.text)
-        previous = clause
-    if not lower:
-        sentences = [text[0].upper() + text[1:] for text in sentences]
-    ends = [rng.choices((stop or ".", ".", "!"), (6, 3, 1))[0] for _ in sentences]
-    ends[-1] = stop
-    text = " ".join(sentence + end for sentence, end in zip(sentences, ends, strict=True))
-    return text.lower() if lower else text
+        else:
+            if text:
+                text += rng.choices((usual, ".", "!"), (6, 3, 1))[0] + " "
+            if capital:
+                wording = wording[0].upper() + wording[1:]
+            previous = clause
+        text += wording
+        quotes.append(wording)
+    return text + rng.choices((usual, ""), (10, 1))[0], quotes
 
 
 def _joint(rng: random.Random, first: Clause, second: Clause) -> str:

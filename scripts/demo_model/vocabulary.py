@@ -10,7 +10,7 @@ from __future__ import annotations
 
 def _words(text: str) -> tuple[str, ...]:
     """Comma-separated words, as they are easiest to read and extend."""
-    return tuple(word.strip() for word in text.split(","))
+    return tuple(" ".join(word.split()) for word in text.split(","))
 
 
 #: group -> singular nouns ("the soup was ...")
@@ -141,63 +141,23 @@ DISLIKED = _words("""
     were disgusted by, were unhappy with, do not recommend, didn't like, complained about""")
 TRIED = _words("tried, used, saw, had, checked out, chose, looked at")
 
-#: said about the visit as a whole; (what the review says, what the analysis says)
-PRAISE = (
-    ("we would come back", "they would come back"),
-    ("we will be back", "they will be back"),
-    ("I will come again", "they will come again"),
-    ("I can't wait to return", "they want to return"),
-    ("highly recommended", "it is highly recommended"),
-    ("I highly recommend it", "they highly recommend it"),
-    ("we recommend this place to everyone", "they recommend it"),
-    ("everything was perfect", "everything was perfect"),
-    ("it was the best hotel in town", "it was the best hotel in town"),
-    ("best restaurant in the city", "it was the best restaurant in the city"),
-    ("we felt at home", "they felt at home"),
-    ("we felt welcome", "they felt welcome"),
-    ("I love it here", "they love it"),
-    ("I loved it", "they loved it"),
-    ("we loved every minute", "they loved every minute"),
-    ("we had a lot of fun", "they had a lot of fun"),
-    ("five stars", "it deserves five stars"),
-    ("they went out of their way to help us", "people went out of their way to help"),
-    ("we were upgraded for free", "they were upgraded for free"),
-    ("worth every penny", "it was worth every penny"),
-    ("no complaints at all", "there were no complaints"),
-    ("we were very happy", "they were very happy"),
-    ("it exceeded our expectations", "it exceeded their expectations"),
-    ("we want to stay longer next time", "they want to stay longer next time"),
-    ("can't go wrong here", "one cannot go wrong here"),
-    ("thank you for everything", "they are thankful for everything"),
-)
-COMPLAINTS = (
-    ("we will not come back", "they will not come back"),
-    ("I would not stay here again", "they would not stay here again"),
-    ("we will never come back", "they will never come back"),
-    ("never again", "they will never come again"),
-    ("avoid this place", "they say to avoid it"),
-    ("stay away", "they say to stay away"),
-    ("I do not recommend it", "they do not recommend it"),
-    ("not recommended", "it is not recommended"),
-    ("I would not recommend this place", "they would not recommend it"),
-    ("what a waste of money", "it was a waste of money"),
-    ("it was the worst hotel in town", "it was the worst hotel in town"),
-    ("worst restaurant ever", "it was the worst restaurant"),
-    ("I hated it", "they hated it"),
-    ("we want our money back", "they want their money back"),
-    ("one star", "it deserves one star"),
-    ("we got sick", "they got sick"),
-    ("I got food poisoning", "they got food poisoning"),
-    ("nothing worked", "nothing worked"),
-    ("we left early", "they left early"),
-    ("nobody helped us", "nobody helped them"),
-    ("our order was wrong", "the order was wrong"),
-    ("they lost our booking", "the booking was lost"),
-    ("we were very disappointed", "they were very disappointed"),
-    ("I couldn't sleep at all", "they could not sleep"),
-    ("it ruined our holiday", "it ruined the holiday"),
-    ("they charged us twice", "they were charged twice"),
-)
+#: said about the visit as a whole
+PRAISE = _words("""
+    we would come back, we will be back, I will come again, I can't wait to return, highly
+    recommended, I highly recommend it, we recommend this place to everyone, everything was
+    perfect, it was the best hotel in town, best restaurant in the city, we felt at home, we
+    felt welcome, I love it here, I loved it, we loved every minute, we had a lot of fun, five
+    stars, they went out of their way to help us, we were upgraded for free, worth every penny,
+    no complaints at all, we were very happy, it exceeded our expectations, we want to stay
+    longer next time, can't go wrong here, thank you for everything""")
+COMPLAINTS = _words("""
+    we will not come back, I would not stay here again, we will never come back, never again,
+    avoid this place, stay away, I do not recommend it, not recommended, I would not recommend
+    this place, what a waste of money, it was the worst hotel in town, worst restaurant ever, I
+    hated it, we want our money back, one star, we got sick, I got food poisoning, nothing
+    worked, we left early, nobody helped us, our order was wrong, they lost our booking, we
+    were very disappointed, I couldn't sleep at all, it ruined our holiday, they charged us
+    twice""")
 
 DIRT = _words("mold, hair, dirt, dust, a dead insect, trash, a cockroach, water, blood")
 DIRTY_PLACES = _words("shower, bathroom, sink, bed, soup, room, kitchen, salad, corner, glass")
@@ -205,7 +165,7 @@ DEVICES = _words("wifi, heating, shower, air conditioning, elevator, television,
 LONG_TIMES = _words("an hour, two hours, forty minutes, forever, ages, half the evening, too long")
 AWAITED = _words("our food, a table, the bill, our drinks, our room, the waiter, an answer")
 
-#: what happened, without an opinion; the analysis does not repeat it
+#: what happened, without an opinion
 SCENES = _words("""
     we stayed for two nights, we stayed for one week, we came in June, I was here on business,
     we came with friends, we came with our kids, we arrived late, we went there on Sunday,
