@@ -23,8 +23,9 @@ class WebSocketServer:
     """Serves `engine` (which stays the caller's to close) at one address.
 
     Any path is the websocket, but for GET /health: 200, or 503 with the reason once the engine has
-    failed. With a `token`, a websocket needs the header `Authorization: Bearer TOKEN`. More than
-    `outgoing_bytes` waiting for a peer that does not read disconnects that peer.
+    failed. Web pages of other sites are refused. With a `token`, a websocket needs the header
+    `Authorization: Bearer TOKEN`. More than `outgoing_bytes` waiting for a peer that does not read
+    disconnects that peer.
     """
 
     def __init__(
@@ -88,6 +89,10 @@ class WebSocketServer:
         return web.json_response({"status": "failed", "reason": reason}, status=503)
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        if _is_from_another_site(request):
+            return web.json_response(
+                {"error": "web pages of other sites may not use this server"}, status=403
+            )
         if not self._may(request):
             return web.json_response(
                 {"error": "the server needs its token: Authorization: Bearer TOKEN"},
@@ -117,3 +122,10 @@ class WebSocketServer:
     async def _stop_connections(self, _: web.Application) -> None:
         reason = "the server is stopping"
         await asyncio.gather(*(connection.stop(reason) for connection in self._connections))
+
+
+def _is_from_another_site(request: web.Request) -> bool:
+    """Whether a browser asks in the name of another site's page. Browsers let every page connect to
+    every server, also to one on this machine, but say the page's origin; other clients say none."""
+    origin = request.headers.get(hdrs.ORIGIN)
+    return origin is not None and origin.partition("://")[2].lower() != request.host.lower()

@@ -250,6 +250,21 @@ async def test_a_token_keeps_others_out(
     assert "s3cret" not in caplog.text
 
 
+async def test_pages_of_other_sites_are_refused(
+    engine: ScriptedEngine, http: aiohttp.ClientSession
+) -> None:
+    """Any page a browser shows may connect to this machine, and would use the model unseen."""
+    async with WebSocketServer(engine) as server:
+        other_port = f"http://127.0.0.1:{server.port + 1}"
+        for origin in ("https://evil.example", "null", "", "http://[", other_port):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await http.ws_connect(address(server), headers={"Origin": origin})
+            assert refused.value.status == 403, origin
+        async with http.ws_connect(address(server), headers={"Origin": address(server)}) as socket:
+            await socket.send_str('MODEL_INFO {"stream_id": 1}')
+            assert (await receive(socket))[0] == "MSG"
+
+
 async def test_a_browser_is_told_what_this_is(
     engine: ScriptedEngine, http: aiohttp.ClientSession
 ) -> None:
