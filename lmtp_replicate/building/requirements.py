@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 PYTHON = "3.11"
 """The image's Python: the one the versions below were tested with."""
 
@@ -9,25 +11,18 @@ COG_SDK = "0.23.1"
 """Cog's runtime in the image. Streaming, concurrency and cancelling depend on it. It is set in
 cog.yaml: Cog drops `cog` from a requirements file, with a warning."""
 
-# torch is the newest that the cog command line knows a CUDA image for; all others are the versions
-# that the tests of this package run with (a test compares them).
-PINS = {
-    "torch": "2.11.0",
-    "transformers": "5.23.0",
-    "tokenizers": "0.23.3",
-    "accelerate": "1.15.0",
-    "bitsandbytes": "0.50.2",
-    "safetensors": "0.8.0",
-    "sentencepiece": "0.2.3",
-    "huggingface_hub": "2.4.0",
-    "numpy": "2.4.6",
-    "aiohttp": "3.14.5",
-    "msgpack": "1.2.4",
-    "pydantic": "2.14.3",
-    "PyYAML": "6.0.3",
-}
+TORCH = "2.11.0"
+"""The newest that the cog command line (0.22) knows a CUDA image for."""
+
+
+def pins() -> dict[str, str]:
+    """Distribution to version, for all but torch: `scripts/setup` installs the very same."""
+    lines = files("lmtp_replicate.building").joinpath("pins.txt").read_text().splitlines()
+    entries = (line.partition("==") for line in lines if line and not line.startswith("#"))
+    return {name: version for name, _, version in entries}
 
 
 def requirements(own: str) -> str:
     """The text of requirements.txt; `own` is the requirement for this package itself."""
-    return "".join(f"{line}\n" for line in [own, *(f"{k}=={v}" for k, v in PINS.items())])
+    pinned = {"torch": TORCH} | pins()
+    return "".join(f"{line}\n" for line in [own, *(f"{k}=={v}" for k, v in pinned.items())])

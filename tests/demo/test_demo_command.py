@@ -56,6 +56,8 @@ def demo(place: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             "PYTHONUNBUFFERED": "1",
             MARK: mark,
         },
+        # A test run in the background of a shell ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

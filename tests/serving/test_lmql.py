@@ -16,10 +16,10 @@ from lmtp_replicate.serving.websocket_server import WebSocketServer
 from tests.scripted_engine import ScriptedEngine
 from tests.serving.letters import save_letters
 from tests.serving.stepwise_engine import StepwiseEngine
+from tests.upstream import SCRIPT
 
 pytestmark = pytest.mark.slow
 
-UPSTREAM_QUERY = Path(__file__).parents[1] / "end_to_end" / "upstream_query.py"
 TO_FAIL_NOT_HANG = 90.0
 
 
@@ -46,7 +46,7 @@ async def start(query: str, server: WebSocketServer, letters: Path) -> Process:
     endpoint = f"127.0.0.1:{server.port}"
     source = f'lmql.model("scripted", endpoint="{endpoint}", tokenizer="{letters}")'
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(UPSTREAM_QUERY), stdin=PIPE, stdout=PIPE, stderr=PIPE
+        sys.executable, str(SCRIPT), stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
     assert process.stdin is not None
     process.stdin.write(query.replace("MODEL", source).encode())

@@ -16,6 +16,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.upstream import run_upstream
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -67,14 +69,7 @@ def test_lmql_runs_on_it_and_sigterm_stops_it_cleanly(tiny_llama: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as health:
             assert json.load(health) == {"status": "ok"}
         query = QUERY.replace("PORT", str(port)).replace("TOKENIZER", str(tiny_llama))
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "end_to_end" / "upstream_query.py")],
-            input=query,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+        done = run_upstream(query)
         assert json.loads(done.stdout.strip().splitlines()[-1])["X"], done.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
