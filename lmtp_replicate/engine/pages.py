@@ -4,7 +4,8 @@ The pool is `total` pages of `page_tokens` tokens each. A stream owns a `Span`: 
 a power of two of them and aligned to that number (or all pages at once). So attention can read a
 stream as one view, and neighbouring spans of one size as one batch, without gathering; growing a
 span doubles it, in place when the pages behind it are free and by one copy otherwise.
-Pages are counted by reference, so that a prefix index can keep a finished stream's pages.
+Pages are counted by reference, so that a prefix index can keep a finished stream's pages: just
+those with something in them, whatever their number.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class Span:
     @property
     def pages(self) -> range:
         return range(self.first, self.first + self.count)
+
+    def common(self, other: Span) -> int:
+        """How many pages are in both."""
+        return len(range(max(self.first, other.first), min(self.pages.stop, other.pages.stop)))
 
 
 class Copy(NamedTuple):
@@ -75,6 +80,20 @@ class PagePool:
     def place(self, span: Span, index: int) -> int:
         """Where in the pool, counted in tokens, the span's token `index` lies."""
         return span.first * self.page_tokens + index
+
+    def held(self, span: Span) -> int:
+        """How many of `span`'s pages somebody refers to."""
+        return span.count - self._references[span.first : span.pages.stop].count(0)
+
+    def part(self, span: Span, tokens: int) -> Span:
+        """The pages of `span` that its first `tokens` tokens fill, the last one perhaps partly."""
+        return Span(span.first, -(-tokens // self.page_tokens))
+
+    def place_over(self, page: int, tokens: int) -> Span | None:
+        """The span with `page` in it that `take` might give for `tokens`, were it free."""
+        count = self.pages_for(tokens)
+        first = page - page % count
+        return Span(first, count) if first + count <= self.total else None
 
     def take(self, tokens: int) -> Span | None:
         """The lowest free span for `tokens`, now held once; None when there is none."""

@@ -1,47 +1,184 @@
-"""What is remembered of finished streams, so that a new one need not run a known prefix again.
+"""Which tokens' keys and values exist already, so that a stream need not run them again.
 
-The index holds pages (one reference each) until memory is needed. Results are the same with any
-implementation; `NullPrefixIndex` remembers nothing.
+Known are the tokens of streams that have ended, or were paused, as long as nobody needs their
+pages, and those of running streams, the ones to come in their prompts included: of streams that
+arrive together with a common prefix one runs it, and the others follow. Results are the same with
+any implementation; `NullPrefixIndex` remembers nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, islice
 from typing import NamedTuple, Protocol
 
-from lmtp_replicate.engine.pages import Span
+from lmtp_replicate.engine.pages import PagePool, Span
+from lmtp_replicate.engine.radix import Key, RadixTree
+from lmtp_replicate.engine.stream import Stream
+
+_LOOKED_AT = 8
+"""Equally long matches that are compared: nearly always the first has all there is."""
 
 
-class Hit(NamedTuple):
-    """The first `tokens` tokens of a sequence are known; their keys and values begin `span`."""
+class Match(NamedTuple):
+    """The first `ready` keys and values that a stream needs are those that begin `span`. `leader`,
+    an older stream, will have run the next ones too, up to `coming`."""
 
     span: Span
-    tokens: int
+    ready: int
+    coming: int
+    leader: Stream | None
 
 
 class PrefixIndex(Protocol):
-    """Token ids → pages. No method changes the pool's contents, only its reference counts."""
+    """Tokens → pages. No method changes the pool's contents, only its reference counts."""
 
-    def match(self, tokens: Sequence[int]) -> Hit | None:
-        """The longest known prefix of `tokens`. Takes no reference: use the hit before any other
-        call, since `evict` may give its pages away."""
+    kept_pages: int
+    """How many pages are held for what may come."""
+    evictions: int
+    """How many kept prefixes were given up for their pages."""
 
-    def keep(self, tokens: Sequence[int], span: Span) -> None:
-        """Remember that `span` begins with the keys and values of `tokens`, all of which have been
-        run, and hold the pages worth keeping once more."""
+    @property
+    def kept(self) -> Sequence[Span]:
+        """The spans of those pages."""
 
-    def evict(self) -> bool:
-        """Forget the least recently used entry. False when there is nothing to forget."""
+    def match(self, stream: Stream) -> Match | None:
+        """The best source of what `stream` needs before its first row. The match is held by
+        nobody: even if `evict` gives its pages away it can be copied from, but only by the very
+        next change of memory."""
+
+    def start(self, stream: Stream) -> None:
+        """`stream`, which has a place, follows nobody from now on: others may follow it."""
+
+    def keep(self, stream: Stream) -> None:
+        """`stream` is about to give its place back: hold the pages that are worth keeping."""
+
+    def evict(self, tokens: int, besides: Span | None = None) -> bool:
+        """Give pages up until the pool has a place for `tokens`, once `besides` is free too. False,
+        and nothing has changed, if that cannot be."""
 
 
 class NullPrefixIndex:
     """Remembers nothing."""
 
-    def match(self, tokens: Sequence[int]) -> Hit | None:  # noqa: ARG002
+    kept_pages = 0
+    evictions = 0
+    kept: Sequence[Span] = ()
+
+    def match(self, stream: Stream) -> Match | None:  # noqa: ARG002
         return None
 
-    def keep(self, tokens: Sequence[int], span: Span) -> None:
+    def start(self, stream: Stream) -> None:
         pass
 
-    def evict(self) -> bool:
+    def keep(self, stream: Stream) -> None:
+        pass
+
+    def evict(self, tokens: int, besides: Span | None = None) -> bool:  # noqa: ARG002
         return False
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """Tokens whose keys and values begin `span`, which has no page more than they need. `used`:
+    the higher the later it was last of use."""
+
+    tokens: Key
+    span: Span
+    used: int
+
+
+class RadixPrefixIndex:
+    """Finds the longest common prefix, to the token, and keeps what was used last."""
+
+    def __init__(self, pool: PagePool) -> None:
+        self._pool = pool
+        self._tree: RadixTree[_Kept | Stream] = RadixTree()
+        self._kept: set[_Kept] = set()
+        self._started: dict[Stream, Key] = {}
+        self._clock = count()
+        self.kept_pages = 0
+        self.evictions = 0
+
+    @property
+    def kept(self) -> Sequence[Span]:
+        return [kept.span for kept in self._kept]
+
+    def match(self, stream: Stream) -> Match | None:
+        # The first wanted row must be run in any case.
+        length, sources = self._tree.longest(tuple(stream.tokens[: stream.first_row]))
+        if not length:
+            return None
+        matches = [(_match(stream, s, length), s) for s in islice(sources, _LOOKED_AT)]
+        best, source = max(matches, key=lambda pair: (pair[0].ready, pair[0].coming))
+        if isinstance(source, _Kept):
+            source.used = next(self._clock)
+        return best if best.coming else None
+
+    def start(self, stream: Stream) -> None:
+        key = tuple(stream.tokens[: stream.to_run])
+        self._tree.insert(key, stream)
+        self._started[stream] = key
+
+    def keep(self, stream: Stream) -> None:
+        key = self._started.pop(stream, None)
+        if key is not None:
+            self._tree.remove(key, stream)
+        tokens = tuple(stream.tokens[: stream.cached])
+        if not tokens or self._is_known(tokens):
+            return
+        for source in self._tree.prefixes(tokens):
+            if isinstance(source, _Kept):
+                self._forget(source)  # the longer one serves as well
+        assert stream.place is not None
+        span = self._pool.part(stream.place, len(tokens))
+        self._pool.retain(span)
+        self.kept_pages += span.count
+        kept = _Kept(tokens, span, next(self._clock))
+        self._kept.add(kept)
+        self._tree.insert(tokens, kept)
+
+    def evict(self, tokens: int, besides: Span | None = None) -> bool:
+        """Among the places that would do, the one whose kept prefixes were of use longest ago."""
+        places: dict[Span, list[_Kept]] = {}
+        for kept in self._kept:
+            # A span reaches into other places too, but giving it up is enough for this one.
+            place = self._pool.place_over(kept.span.first, tokens)
+            if place is not None:
+                places.setdefault(place, []).append(kept)
+        for place in sorted(places, key=lambda place: max(kept.used for kept in places[place])):
+            free = [*(kept.span for kept in places[place]), *([besides] if besides else [])]
+            if self._pool.held(place) == sum(place.common(span) for span in free):
+                for kept in places[place]:
+                    self._forget(kept)
+                    self.evictions += 1
+                return True
+        return False
+
+    def _is_known(self, tokens: Key) -> bool:
+        """Whether something kept begins with `tokens`; that was of use just now."""
+        length, sources = self._tree.longest(tokens)
+        if length == len(tokens):
+            for source in islice(sources, _LOOKED_AT):
+                if isinstance(source, _Kept):
+                    source.used = next(self._clock)
+                    return True
+        return False
+
+    def _forget(self, kept: _Kept) -> None:
+        self._tree.remove(kept.tokens, kept)
+        self._kept.remove(kept)
+        self._pool.release(kept.span)
+        self.kept_pages -= kept.span.count
+
+
+def _match(stream: Stream, source: _Kept | Stream, length: int) -> Match:
+    if isinstance(source, _Kept):
+        return Match(source.span, length, length, None)
+    assert source.place is not None
+    ready = min(length, source.cached)
+    # Following none but older streams keeps the order of arrival, and makes no circles.
+    if ready < length and source.arrival < stream.arrival:
+        return Match(source.place, ready, length, source)
+    return Match(source.place, ready, ready, None)

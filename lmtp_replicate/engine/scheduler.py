@@ -3,21 +3,29 @@
 Every step runs the newest token of each decoding stream and then chunks of prompts, oldest stream
 first, within the budget of `Pace`. Strict order of arrival is the guard against starvation: nobody
 overtakes in the queue for pages, the budget goes to the oldest first, and when pages run out the
-youngest stream is paused, so the oldest always gets on.
+youngest stream is paused, so the oldest always gets on. A stream whose next tokens an older one is
+running too (its leader) runs nothing: it copies them step by step, until it needs others.
 """
 
 from __future__ import annotations
 
+import logging
 from bisect import insort
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lmtp_replicate.engine.pace import Pace
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool, Span
-from lmtp_replicate.engine.prefix import PrefixIndex
+from lmtp_replicate.engine.prefix import Match, PrefixIndex
 from lmtp_replicate.engine.stream import Stream
 
+logger = logging.getLogger(__name__)
+
+_LOGGED = 500
+"""Every so many streams the log tells the statistics."""
+WORTH_WAITING = 16
+"""A stream follows another only for so many tokens or more; fewer are run sooner than awaited."""
 MOST_ROWS = 256
 """Scored positions in one step: each costs a row of logits as wide as the vocabulary."""
 
@@ -74,7 +82,7 @@ class Scheduler:
         self._whole_prompts = whole_prompts
         self.waiting: list[Stream] = []  # both in order of arrival
         self.running: list[Stream] = []
-        self.pauses = 0
+        self._counted = Counter(places=0, pauses=0, prompt_tokens=0, hit_tokens=0, run_tokens=0)
 
     @property
     def streams(self) -> list[Stream]:
@@ -88,6 +96,7 @@ class Scheduler:
         """The next step; `advance` must follow once it has been run. Without works only when
         there are no streams."""
         plan = Plan()
+        self._catch_up(plan)
         self._grow_running(plan)
         self._admit_waiting(plan)
         plan.works = [Work(s, s.cached, 1) for s in self.running if s.is_decoding]
@@ -100,6 +109,15 @@ class Scheduler:
         """The plan's tokens have keys and values now."""
         for work in plan.works:
             work.stream.cached = work.stop
+            self._counted["run_tokens"] += work.length
+
+    def statistics(self) -> dict[str, int]:
+        """places: how often a stream got a place (again after a pause); prompt_tokens: how many
+        tokens those streams stood on, and hit_tokens: how many of these were known and not run.
+        run_tokens: all that were run. kept_tokens: the size of the pages kept for streams to come;
+        evictions: how often some were given up. Any thread."""
+        kept = self._prefix.kept_pages * self._pool.page_tokens
+        return {**self._counted, "kept_tokens": kept, "evictions": self._prefix.evictions}
 
     def finish(self, stream: Stream) -> None:
         """The stream takes part no more, and its pages are free or the prefix index's."""
@@ -107,14 +125,12 @@ class Scheduler:
             self.waiting.remove(stream)
             return
         self.running.remove(stream)
-        assert stream.place is not None
-        self._prefix.keep(stream.tokens[: stream.cached], stream.place)
         self._give_back(stream)
 
-    def check(self, kept: Iterable[Span] = ()) -> None:
-        """Assert our invariants; `kept` are the spans the prefix index holds."""
+    def check(self) -> None:
+        """Assert our invariants: every page is free, kept or a running stream's."""
         places = [stream.place for stream in self.running]
-        self._pool.check([*(place for place in places if place is not None), *kept])
+        self._pool.check([*(place for place in places if place is not None), *self._prefix.kept])
         assert None not in places
         assert all(stream.place is None and stream.cached == 0 for stream in self.waiting)
         assert len(self.running) <= self._max_streams
@@ -132,7 +148,7 @@ class Scheduler:
         old = stream.place
         assert old is not None
         while (new := self._pool.grow(old, stream.to_run)) is None:
-            if not self._prefix.evict():
+            if not self._prefix.evict(stream.to_run, besides=old):
                 return False
         stream.place = new
         if new.first != old.first:
@@ -142,36 +158,61 @@ class Scheduler:
         return True
 
     def _pause(self, stream: Stream) -> None:
-        self.pauses += 1
+        self._counted["pauses"] += 1
         self._give_back(stream)
         self.running.remove(stream)
         self.add(stream)
 
     def _give_back(self, stream: Stream) -> None:
         assert stream.place is not None
+        self._prefix.keep(stream)
         self._pool.release(stream.place)
         stream.pause()
 
     def _admit_waiting(self, plan: Plan) -> None:
         while self.waiting and len(self.running) < self._max_streams:
             stream = self.waiting[0]
+            match = self._prefix.match(stream)
             while (place := self._pool.take(stream.to_run)) is None:
-                if not self._prefix.evict():
+                if not self._prefix.evict(stream.to_run):
                     return
             stream.place = place
-            self._reuse_prefix(stream, place, plan)
+            self._count_place(stream)
+            self._reuse(stream, match, plan)
             self._clear_rest(stream, place, plan)
             insort(self.running, self.waiting.pop(0), key=_arrival)
 
-    def _reuse_prefix(self, stream: Stream, place: Span, plan: Plan) -> None:
-        hit = self._prefix.match(stream.tokens)
-        if hit is None:
+    def _count_place(self, stream: Stream) -> None:
+        self._counted["places"] += 1
+        self._counted["prompt_tokens"] += stream.to_run
+        if self._counted["places"] % _LOGGED == 0:
+            logger.info("Streams, their tokens and what of them was known: %s", self.statistics())
+
+    def _catch_up(self, plan: Plan) -> None:
+        """Give followers what their leaders have run by now."""
+        for stream in self.running:
+            if stream.leader is not None:
+                self._reuse(stream, self._prefix.match(stream), plan)
+
+    def _reuse(self, stream: Stream, match: Match | None, plan: Plan) -> None:
+        leader, stream.leader = stream.leader, None
+        if match is not None:
+            self._copy(stream, match, plan)
+            least = 1 if match.leader is leader else WORTH_WAITING
+            if match.coming - stream.cached >= least:
+                stream.leader = match.leader
+        if stream.leader is None:
+            self._prefix.start(stream)
+
+    def _copy(self, stream: Stream, match: Match, plan: Plan) -> None:
+        assert stream.place is not None
+        new = match.ready - stream.cached
+        if new <= 0:
             return
-        # The first wanted row must be run in any case.
-        stream.cached = min(hit.tokens, stream.first_row)
-        plan.changes.append(
-            Copy(self._pool.place(hit.span, 0), self._pool.place(place, 0), stream.cached)
-        )
+        source = self._pool.place(match.span, stream.cached)
+        plan.changes.append(Copy(source, self._pool.place(stream.place, stream.cached), new))
+        stream.cached = match.ready
+        self._counted["hit_tokens"] += new
 
     def _clear_rest(self, stream: Stream, place: Span, plan: Plan) -> None:
         """Zero what the stream will not have written when attention first reads its place as part
@@ -185,7 +226,7 @@ class Scheduler:
         works = []
         rows = MOST_ROWS
         for stream in self.running:
-            if stream.is_decoding:
+            if stream.is_decoding or stream.leader is not None:
                 continue
             count = stream.missing
             if not self._whole_prompts:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmtp_replicate.engine.options import PackLinears
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """kv_cache_bytes: memory for keys and values; None takes what the device can spare.
     page_tokens: tokens per page. max_streams: streams in one step; more wait their turn.
-    chunk_tokens: most tokens of prompts in one step (fewer while other streams decode)."""
+    chunk_tokens: most tokens of prompts in one step (fewer while other streams decode).
+    reuse_prefixes: whether tokens that were run for one stream are known to the next ones; off, the
+    results are the same and every prompt is run from its start."""
 
     kv_cache_bytes: int | None = None
     page_tokens: int = 16
     max_streams: int = 128
     chunk_tokens: int = 512
+    pack_linears: PackLinears = "all"
+    reuse_prefixes: bool = True
 
     def __post_init__(self) -> None:
         for name in ("page_tokens", "max_streams", "chunk_tokens"):

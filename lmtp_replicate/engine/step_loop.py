@@ -91,7 +91,7 @@ class StepLoop:
             "steps": self.steps,
             "running": len(self._scheduler.running),
             "waiting": len(self._scheduler.waiting),
-            "pauses": self._scheduler.pauses,
+            **self._scheduler.statistics(),
         }
 
     def start(self) -> None:

@@ -35,6 +35,8 @@ class Stream:
     cached: int = 0
     """How many of `tokens`, from the first on, have keys and values in `place`."""
     place: Span | None = None
+    leader: Stream | None = None
+    """The older stream that is running what this one needs next, and is to be copied from."""
     answered: int = 0
     """How many items were delivered."""
 
@@ -83,3 +85,4 @@ class Stream:
         """Forget all keys and values (the pages are the scheduler's business): run again later."""
         self.cached = 0
         self.place = None
+        self.leader = None

@@ -18,7 +18,7 @@ from lmtp_replicate.engine.options import LoadOptions
 from lmtp_replicate.engine.pace import Pace
 from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.pages import PagePool
-from lmtp_replicate.engine.prefix import NullPrefixIndex
+from lmtp_replicate.engine.prefix import NullPrefixIndex, PrefixIndex, RadixPrefixIndex
 from lmtp_replicate.engine.proof import Verdict, prove
 from lmtp_replicate.engine.sampling import Sampler
 from lmtp_replicate.engine.scheduler import Scheduler
@@ -42,12 +42,17 @@ class TorchEngine:
         # Beyond this length rotary embeddings would depend on the longest stream in the step.
         context_length = min(loaded.context_length, loaded.stable_rope_length or sys.maxsize)
         loaded = replace(loaded, context_length=context_length)
-        verdict = prove(loaded.model, loaded.vocab_size, loaded.context_length)
+        verdict = prove(
+            loaded.model, loaded.vocab_size, loaded.context_length, settings.pack_linears
+        )
         pool = PagePool(_pages(loaded, verdict, settings), settings.page_tokens)
         self._card = _card(loaded, verdict, settings, pool)
         model: PackedModel | OneByOneModel
+        prefix: PrefixIndex = NullPrefixIndex()
         if verdict.path == "packed":
             model = PackedModel(loaded.model, pool)
+            if settings.reuse_prefixes:
+                prefix = RadixPrefixIndex(pool)
         else:
             model = OneByOneModel(loaded.model, is_cached=verdict.is_cached)
         pace = Pace(settings.chunk_tokens)
@@ -56,7 +61,7 @@ class TorchEngine:
             Scheduler(
                 pool,
                 pace,
-                NullPrefixIndex(),
+                prefix,
                 max_streams=settings.max_streams,
                 whole_prompts=model.whole_prompts,
             ),
@@ -70,7 +75,9 @@ class TorchEngine:
         return self._loop.submit(op, sink)
 
     def info(self) -> ModelCard:
-        return replace(self._card, details={**self._card.details, **self._loop.statistics()})
+        details = {**self._card.details, **self._loop.statistics()}
+        details["kept_bytes"] = details["kept_tokens"] * details["kv_bytes_per_token"]
+        return replace(self._card, details=details)
 
     @property
     def failure(self) -> str | None:
@@ -84,7 +91,9 @@ def open_engine(
     model: str | Path, options: LoadOptions, settings: EngineSettings | None = None
 ) -> TorchEngine:
     """Load `model` (a directory or a Hub id), prove its path and start. Raises ModelLoadError."""
-    settings = settings or EngineSettings(kv_cache_bytes=options.kv_cache_bytes)
+    settings = settings or EngineSettings(
+        kv_cache_bytes=options.kv_cache_bytes, pack_linears=options.pack_linears
+    )
     return TorchEngine(load(model, options), settings)
 
 
@@ -131,5 +140,7 @@ def _card(
             "page_tokens": pool.page_tokens,
             "kv_bytes_per_token": verdict.bytes_per_token,
             "max_streams": settings.max_streams,
+            "linears": verdict.linears[0],
+            "linears_reason": verdict.linears[1],
         },
     )
