@@ -7,6 +7,7 @@ REPLICATE_BASE_URL (with or without the final ``/v1``; a path prefix is kept).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,14 +30,13 @@ class Account:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Account:
         """Raises `AuthenticationError` without a token, `EndpointError` for a bad base URL."""
         base_url = environment.get("REPLICATE_BASE_URL", "").strip() or REPLICATE
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_base_url(base_url):
             raise EndpointError(
                 f"REPLICATE_BASE_URL is {base_url!r}; it must look like {REPLICATE} or "
                 "http://127.0.0.1:8000"
             )
-        token = environment.get("REPLICATE_API_TOKEN", "").strip()
-        if not token:
+        token = token_from(environment, "REPLICATE_API_TOKEN")
+        if token is None:
             raise AuthenticationError(
                 "REPLICATE_API_TOKEN is not set. Create a token at "
                 "https://replicate.com/account/api-tokens and export it; for a local gateway, "
@@ -56,6 +56,27 @@ class Account:
     def masked(self, text: str) -> str:
         """`text` without the token, should a server have quoted it."""
         return text.replace(self.token, "***")
+
+
+def token_from(environment: Mapping[str, str], variable: str) -> str | None:
+    """The token that `variable` holds; None when it is not set or empty. Raises
+    `AuthenticationError`, which does not show it, for what no header can carry."""
+    token = environment.get(variable, "").strip()
+    if token and not re.fullmatch(r"[ -~]+", token):
+        raise AuthenticationError(
+            f"{variable} is no token: it holds line breaks or letters that are not ASCII; copy the "
+            "token once more"
+        )
+    return token or None
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        is_reachable = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        return False
+    return is_reachable and parts.scheme in ("http", "https") and not parts.query + parts.fragment
 
 
 def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:

@@ -26,9 +26,10 @@ from lmtp_replicate.errors import (
 )
 
 log = logging.getLogger(__name__)
-_NEVER = asyncio.Event()
 NOTICEABLE: Final = 5.0
 """Seconds of waiting from which on the user is told."""
+MOST_FIRST_CALLS: Final = 5
+"""After so many attempts a host that was never heard of is taken for a wrong one."""
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=90)
 
 
@@ -39,9 +40,11 @@ class Api:
         self._account = account
         self._session = session
 
-    async def get(self, path: str) -> Mapping[str, Any]:
-        """The object at `path`."""
-        answer = await self._request("GET", path, None, repeatable=True, give_up=_NEVER)
+    async def get(self, path: str, *, is_first_call: bool = False) -> Mapping[str, Any]:
+        """The object at `path`. A first call gives up sooner when nobody can be reached, since
+        then the address may be wrong and nothing is at stake yet."""
+        most = MOST_FIRST_CALLS if is_first_call else None
+        answer = await self._request("GET", path, None, repeatable=True, most_calls=most)
         assert answer is not None
         return answer
 
@@ -58,7 +61,7 @@ class Api:
     async def cancel(self, path: str) -> None:
         """Cancel the prediction; one that is over or unknown is no error."""
         try:
-            await self._request("POST", path, None, repeatable=True, give_up=_NEVER)
+            await self._request("POST", path, None, repeatable=True)
         except EndpointError as error:
             log.debug("nothing to cancel: %s", error)
 
@@ -79,8 +82,10 @@ class Api:
         body: Mapping[str, Any] | None,
         *,
         repeatable: bool,
-        give_up: asyncio.Event,
+        give_up: asyncio.Event | None = None,
+        most_calls: int | None = None,
     ) -> Mapping[str, Any] | None:
+        give_up = give_up or asyncio.Event()  # which nobody sets
         url = self._account.base_url + path
         for attempt in itertools.count(1):
             if give_up.is_set():
@@ -92,7 +97,7 @@ class Api:
             delay = delay_before_retry(
                 outcome.failure, attempt, repeatable=repeatable, jitter=jitter
             )
-            if delay is None:
+            if delay is None or (attempt == most_calls and not outcome.failure.was_sent):
                 raise outcome.error
             level = logging.WARNING if delay > NOTICEABLE else logging.INFO
             log.log(level, "%s; trying again in %.1f s", outcome.error, delay)

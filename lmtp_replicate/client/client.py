@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, cast
 from weakref import WeakSet
 
-from lmtp_replicate.client.account import Account
+from lmtp_replicate.client.account import Account, token_from
 from lmtp_replicate.client.batch import Call
 from lmtp_replicate.client.burst import send
 from lmtp_replicate.client.channel import Channel
@@ -176,5 +176,5 @@ def _peer_for(endpoint: Endpoint) -> tuple[Hashable, Callable[[Hub], Peer]]:
     if isinstance(endpoint, ReplicateEndpoint):
         account = Account.from_environment()
         return (endpoint, account), lambda hub: ReplicatePeer(hub, endpoint, account)
-    token = os.environ.get(TOKEN_VARIABLE)
+    token = token_from(os.environ, TOKEN_VARIABLE)
     return (endpoint, token), lambda hub: WebSocketPeer(hub, endpoint, token)

@@ -117,7 +117,10 @@ def _patience(text: str, query: str) -> Patience:
 
 
 def _websocket(text: str, url: str, model: str | None) -> WebSocketEndpoint:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # half an IPv6 address
+        raise _wrong(text, str(error)) from None
     scheme = _WEBSOCKET_SCHEMES.get(parts.scheme)
     if scheme is None:
         raise _wrong(text, f"unknown scheme {parts.scheme!r}")

@@ -47,7 +47,7 @@ async def find_release(api: Api, endpoint: ReplicateEndpoint) -> Release:
 
 async def _known(api: Api, path: str, endpoint: ReplicateEndpoint) -> Mapping[str, Any]:
     try:
-        return await api.get(path)
+        return await api.get(path, is_first_call=True)
     except AuthenticationError:
         raise
     except EndpointError as error:

@@ -14,7 +14,13 @@ from lmtp_replicate.client.endpoint import ReplicateEndpoint
 from lmtp_replicate.client.hub import Hub
 from lmtp_replicate.client.prediction import Prediction
 from lmtp_replicate.client.release import Release, find_release
-from lmtp_replicate.errors import LmtpReplicateError, StreamError, TransportError
+from lmtp_replicate.errors import (
+    EndpointError,
+    LmtpReplicateError,
+    PredictionError,
+    StreamError,
+    TransportError,
+)
 from lmtp_replicate.protocol.codecs import LineDecoder, encode_batch
 from lmtp_replicate.protocol.messages import EXTENSIONS, Dialect, ModelInfo, Op
 
@@ -38,37 +44,60 @@ class ReplicatePeer:
         """Have `batch` answered by one prediction, and cancel it when nobody waits any more."""
         batch.on_info = self._take_info
         try:
-            release = await self._find_release()
-            prediction = await self._create(release, batch)
-        except LmtpReplicateError as error:
-            self._release = None  # the next op looks again: what was wrong may have been put right
-            batch.fail(error)
-            return
-        if prediction is None:
-            return
-        try:
-            await self._follow(prediction, batch)
+            prediction = await self._begin(batch)
+            if prediction is not None:
+                await self._follow(prediction, batch)
         except LmtpReplicateError as error:
             batch.fail(error)
         finally:
             self._has_asked = self.info is not None
-            if not prediction.is_over:
-                await self._cancel(prediction)
 
     async def close(self) -> None:
-        """Nothing is kept but the hub's connections."""
+        """Give up looking."""
+        if self._release is not None:
+            self._release.cancel()
+            await asyncio.wait({self._release})
 
     @property
     def _api(self) -> Api:
         return Api(self._account, self._hub.session())
 
-    async def _find_release(self) -> Release:
+    async def _begin(self, batch: Batch) -> Prediction | None:
+        """The created prediction, or None when everybody left before it was."""
+        is_old_news = self._release is not None and self._release.done()
+        release = await self._find_release(batch)
+        found = self._release
+        if release is None:
+            return None
+        try:
+            return await self._create(release, batch)
+        except (EndpointError, PredictionError):
+            # Refused, so it did not run: the version may be gone since we looked.
+            if self._release is found:
+                self._release = None
+            newer = await self._find_release(batch) if is_old_news else None
+            if newer is None or newer == release:
+                raise
+            self._has_asked, self.info = False, None
+            return await self._create(newer, batch)
+
+    async def _find_release(self, batch: Batch) -> Release | None:
+        """What the endpoint stands for, or None when everybody left before that was known."""
         if self._release is None:
             self._release = asyncio.ensure_future(find_release(self._api, self._endpoint))
-        return await asyncio.shield(self._release)
+            self._release.add_done_callback(self._forget_failure)
+        looking, leaving = self._release, asyncio.ensure_future(batch.unwanted.wait())
+        await asyncio.wait({looking, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        return looking.result() if looking.done() else None
+
+    def _forget_failure(self, release: asyncio.Task[Release]) -> None:
+        """The next op looks again: what was wrong may have been put right."""
+        if self._release is release and (release.cancelled() or release.exception() is not None):
+            self._release = None
 
     async def _create(self, release: Release, batch: Batch) -> Prediction | None:
-        """The created prediction, or None when everybody left before it was."""
+        """As `_begin`."""
         ops = [*self._introduction(release), *batch.ops]
         extended = release.dialect is Dialect.EXTENDED
         name = f"{self._endpoint.owner}/{self._endpoint.name}"
@@ -110,6 +139,13 @@ class ReplicatePeer:
 
     async def _follow(self, prediction: Prediction, batch: Batch) -> None:
         """Read the prediction's output until it is over or nobody waits any more."""
+        try:
+            await self._read(prediction, batch)
+        finally:
+            if not prediction.is_over:
+                await self._cancel(prediction)
+
+    async def _read(self, prediction: Prediction, batch: Batch) -> None:
         reading = asyncio.ensure_future(prediction.follow())
         leaving = asyncio.ensure_future(batch.unwanted.wait())
         await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)

@@ -84,14 +84,13 @@ class Gateway:
         site = web.TCPSite(self._runner, self._host, self._port)
         try:
             await site.start()
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # the latter for a port that is none
             await self._runner.cleanup()
-            raise ConfigError(
-                f"cannot listen on {self._host}:{self._port}: {error.strerror}"
-            ) from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"cannot listen on {self._host}:{self._port}: {reason}") from error
         port = self._runner.addresses[0][1]
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
-        self.url = f"http://{host}:{port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         logger.info("serving %s at %s", ", ".join(self.models), self.url)
         return self
 

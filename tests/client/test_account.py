@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmtp_replicate.client.account import Account
+from lmtp_replicate.client.account import Account, token_from
 from lmtp_replicate.errors import AuthenticationError, EndpointError
 
 TOKEN = "r8_very_secret"
@@ -29,7 +29,13 @@ def test_the_base_url_may_end_in_v1(given: str, used: str) -> None:
     assert account(given).base_url == used
 
 
-@pytest.mark.parametrize("url", ["localhost:5000", "ftp://host", "https://", "yes"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:5000", "ftp://host", "https://", "yes"),
+        *("http://host:port", "http://host:99999", "http://[::1", "http://host/?a=b"),
+    ],
+)
 def test_a_bad_base_url(url: str) -> None:
     with pytest.raises(EndpointError, match="REPLICATE_BASE_URL"):
         account(url)
@@ -39,6 +45,14 @@ def test_a_bad_base_url(url: str) -> None:
 def test_a_missing_token(environment: dict[str, str]) -> None:
     with pytest.raises(AuthenticationError, match="REPLICATE_API_TOKEN is not set"):
         Account.from_environment(environment)
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "s€cret"])
+def test_what_cannot_be_a_token_is_not_shown(token: str) -> None:
+    for variable in ("REPLICATE_API_TOKEN", "LMTP_REPLICATE_TOKEN"):
+        with pytest.raises(AuthenticationError, match=f"{variable} is no token") as caught:
+            token_from({variable: token}, variable)
+        assert token not in str(caught.value)
 
 
 def test_the_token_is_not_shown() -> None:

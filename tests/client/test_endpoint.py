@@ -69,6 +69,7 @@ def test_a_websocket_carries_the_models_name() -> None:
         "ftp://host:1",
         "ws://",
         "ws://host:port",
+        "ws://[::1",
         "host:99999",
         "my host:80",
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lmtp_replicate.client import Client, TokenStream, connect
-from lmtp_replicate.client.hub import close_process_hub, process_hub
+from lmtp_replicate.client.hub import FAREWELL_SECONDS, close_process_hub, process_hub
 from lmtp_replicate.errors import TransportError
 from tests.client.replicate_double import ReplicateDouble
 from tests.client.test_replicate import ENDPOINT, expect, quiet, tokens
@@ -95,6 +96,24 @@ async def test_leaving_before_the_prediction_exists(replicate: ReplicateDouble) 
     reading.cancel()
     await quiet(replicate)
     assert not replicate.predictions
+
+
+async def test_leaving_before_the_model_was_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that does not answer holds up neither the next op nor the end of the process."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("REPLICATE_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("REPLICATE_API_TOKEN", "r8_secret")
+        reading = asyncio.ensure_future(tokens(connect(ENDPOINT), 5))
+        connection, _ = await asyncio.to_thread(silent.accept)
+        reading.cancel()
+        async with asyncio.timeout(FAREWELL_SECONDS - 1):
+            while process_hub().running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.to_thread(close_process_hub)
+        with connection:
+            connection.settimeout(20)
+            while connection.recv(65536):
+                pass  # our side hung up: nothing of the request is left
 
 
 async def test_leaving_during_a_cold_boot(replicate: ReplicateDouble) -> None:

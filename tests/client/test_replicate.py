@@ -6,11 +6,13 @@ import asyncio
 import json
 import logging
 import math
+import socket
 
 import pytest
 
 from lmtp_replicate.client import Client, connect
-from lmtp_replicate.client.hub import process_hub
+from lmtp_replicate.client.api import MOST_FIRST_CALLS
+from lmtp_replicate.client.hub import close_process_hub, process_hub
 from lmtp_replicate.errors import (
     AuthenticationError,
     EndpointError,
@@ -338,11 +340,56 @@ async def test_patience_has_an_end(
     await asyncio.to_thread(replicate.wait_for, lambda: replicate.cancelled == ["prediction0"])
 
 
-async def test_a_version_that_was_deleted_is_looked_up_again(replicate: ReplicateDouble) -> None:
+GONE = (422, {}, '{"title":"Invalid version or not permitted"}')
+
+
+async def test_a_version_that_was_replaced_is_no_error(
+    replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a model was built again and the gateway restarted between two queries."""
     client = connect(ENDPOINT)
     await expect(client)
-    replicate.faults.refusals.append((422, {}, '{"title":"Invalid version or not permitted"}'))
+    monkeypatch.setattr("tests.client.replicate_double.VERSION", "6" * 64)
+    replicate.faults.refusals.append(GONE)
+    await expect(client)
+    assert [p.body["version"][0] for p in replicate.predictions] == ["5", "6"]
+    # What is known of the model is of the old version, so that it is asked again.
+    assert replicate.ops == [["MODEL_INFO", "GENERATE"]] * 2
+
+
+async def test_a_refusal_is_not_asked_for_twice(replicate: ReplicateDouble) -> None:
+    client = connect(ENDPOINT)
+    await expect(client)
+    replicate.faults.refusals.append(GONE)
     with pytest.raises(PredictionError, match="Invalid version"):
         await tokens(client, 5)
+    assert creates(replicate) == 2
     await expect(client)
-    assert replicate.requests.count("GET /models/org/model") == 2
+
+
+async def test_a_refused_introduction_is_made_again(replicate: ReplicateDouble) -> None:
+    client = connect(ENDPOINT)
+    replicate.faults.refusals.append((402, {}, ""))
+    with pytest.raises(EndpointError):
+        await tokens(client, 5)
+    await expect(client)
+    assert replicate.ops == [["MODEL_INFO", "GENERATE"]]
+
+
+async def test_an_address_where_nobody_listens_is_given_up_soon(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lmtp_replicate.client.retry.FIRST_DELAY", 0.001)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("REPLICATE_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
+    for _ in range(2):  # the second time in a new hub, whose event loop is another
+        caplog.clear()
+        with (
+            caplog.at_level(logging.INFO),
+            pytest.raises(TransportError, match=r"cannot be reached.*REPLICATE_BASE_URL"),
+        ):
+            await tokens(connect(ENDPOINT), 5)
+        assert caplog.text.count("trying again") == MOST_FIRST_CALLS - 1
+        close_process_hub()

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from lmtp_replicate.errors import ConfigError
@@ -138,6 +139,21 @@ async def test_an_address_in_use(toy: Path) -> None:
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
             async with Gateway([toy], port=port):
                 pass
+
+
+@pytest.mark.parametrize("port", [-1, 99999])
+async def test_a_port_that_is_none(toy: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        async with Gateway([toy], port=port):
+            pass
+
+
+async def test_an_ipv6_address(toy: Path) -> None:
+    async with (
+        Gateway([toy], host="::1") as gateway,
+        aiohttp.request("GET", f"{gateway.url}/v1/account") as answer,
+    ):
+        assert answer.status == 401
 
 
 async def test_tokens_are_fresh_and_never_shown(toy: Path) -> None:
