@@ -55,6 +55,7 @@ def _plain_dtype(value: object) -> object:
 
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_plain_dtype)]
 Quantize = Literal["4bit", "8bit"]
+PackLinears = Literal["all", "untied", "none"]
 
 
 class LoadOptions(BaseModel):
@@ -70,6 +71,9 @@ class LoadOptions(BaseModel):
     - `trust_remote_code`: run Python code that comes with the checkpoint.
     - `allow_pickle`: also load ``.bin`` weights, which can run code when they are opened.
     - `kv_cache_bytes`: memory for keys and values; None lets the engine choose.
+    - `pack_linears`: which linear layers a CPU gets in a layout of its own: "all", "untied" (not
+      those whose weight is used elsewhere, which would be held twice: a tied output head) or
+      "none".
     - `model_args`: further arguments of transformers' `from_pretrained`, and of BitsAndBytesConfig
       (``bnb_4bit_*``, ``llm_int8_*``).
     """
@@ -84,6 +88,7 @@ class LoadOptions(BaseModel):
     trust_remote_code: bool = False
     allow_pickle: bool = False
     kv_cache_bytes: PositiveInt | None = None
+    pack_linears: PackLinears = "all"
     model_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

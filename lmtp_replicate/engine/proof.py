@@ -12,7 +12,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any
 
@@ -21,7 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmtp_replicate.engine.one_by_one import OneByOneModel
+from lmtp_replicate.engine.options import PackLinears
 from lmtp_replicate.engine.packed import PackedModel
+from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.scheduler import Plan, Work
 from lmtp_replicate.engine.stream import Stream
@@ -45,36 +47,56 @@ take too much time and memory at load."""
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """How the model is run. `is_cached` matters for the fallback only. `bytes_per_token`: keys
-    and values of one token, measured on the packed path, else estimated from the config."""
+    and values of one token, measured on the packed path, else estimated from the config.
+    `linears`: how its linear layers are run, and why."""
 
     path: str
     reason: str
     is_cached: bool
     bytes_per_token: int
+    linears: tuple[str, str] = ("plain", "")
 
 
-def prove(model: PreTrainedModel, vocab_size: int, context_length: int) -> Verdict:
-    """Decide the path. The model's own attention is in place again afterwards. Raises
+def prove(
+    model: PreTrainedModel,
+    vocab_size: int,
+    context_length: int,
+    pack: PackLinears = "all",
+) -> Verdict:
+    """Pack the model's linear layers and decide the path. What either is held against is computed
+    before, by the model as it came. Its own attention is in place again afterwards. Raises
     ModelLoadError when the model cannot be run at all."""
     own_attention = _text_config(model)._attn_implementation
     with torch.inference_mode():
         pool, streams = _streams(model, vocab_size, context_length)
         expected = _references(model, streams)
-        try:
-            packed = PackedModel(model, pool)
-            difference = _difference(model, packed, streams, expected)
-            size = packed.store.bytes_per_token
-        except Exception as error:
-            logger.debug("The packed path failed.", exc_info=True)
-            difference = f"{type(error).__name__}: {error}"
         model.set_attn_implementation(own_attention)
-        if difference is None:
-            reason = "it agrees with the model's own eager forward"
-            verdict = Verdict("packed", reason, is_cached=True, bytes_per_token=size)
-        else:
-            verdict = _fall_back(model, streams, expected, difference)
+        linears = pack_linears(model, pack)
+        verdict = _decide(model, pool, streams, expected)
+        if linears.state != "plain" and not verdict.is_cached:
+            # Neither path agrees: perhaps the model reads its layers' weights itself.
+            linears.unpack(f"with packed ones, {verdict.reason}")
+            verdict = _decide(model, pool, streams, expected)
     logger.info("%s runs %s: %s", type(model).__name__, verdict.path, verdict.reason)
-    return verdict
+    return replace(verdict, linears=(linears.state, linears.reason))
+
+
+def _decide(
+    model: PreTrainedModel, pool: PagePool, streams: Sequence[Stream], expected: Sequence[Tensor]
+) -> Verdict:
+    own_attention = _text_config(model)._attn_implementation
+    try:
+        packed = PackedModel(model, pool)
+        difference = _difference(model, packed, streams, expected)
+        size = packed.store.bytes_per_token
+    except Exception as error:
+        logger.debug("The packed path failed.", exc_info=True)
+        difference = f"{type(error).__name__}: {error}"
+    model.set_attn_implementation(own_attention)
+    if difference is None:
+        reason = "it agrees with the model's own eager forward"
+        return Verdict("packed", reason, is_cached=True, bytes_per_token=size)
+    return _fall_back(model, streams, expected, difference)
 
 
 def _fall_back(

@@ -12,6 +12,7 @@ class EngineSettings:
     """kv_cache_bytes: memory for keys and values; None takes what the device can spare.
     page_tokens: tokens per page. max_streams: streams in one step; more wait their turn.
     chunk_tokens: most tokens of prompts in one step (fewer while other streams decode).
+    pack_linears: as in `LoadOptions`.
     reuse_prefixes: whether tokens that were run for one stream are known to the next ones; off, the
     results are the same and every prompt is run from its start."""
 

@@ -76,6 +76,18 @@ def test_memory_of_load_options_reaches_the_pool(directory: Path) -> None:
         engine.close()
 
 
+@pytest.mark.parametrize(("which", "state"), [("all", "onednn-packed"), ("none", "plain")])
+def test_the_choice_of_linear_layers_reaches_the_model(
+    directory: Path, which: Any, state: str
+) -> None:
+    options = LoadOptions(device="cpu", dtype="float32", pack_linears=which)
+    engine = open_engine(directory, options)
+    try:
+        assert engine.info().details["linears"] == state
+    finally:
+        engine.close()
+
+
 def test_what_cannot_be_loaded_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError):
         open_engine(tmp_path / "nothing", LoadOptions())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from random import Random
 
 import pytest
 
 from lmtp_replicate.engine.torch_engine import TorchEngine
-from lmtp_replicate.protocol.messages import Generate, Sampling
+from lmtp_replicate.protocol.messages import Generate, Sampling, Score
 from tests.engine.oracle import Oracle
 from tests.engine.random_ops import random_op
 from tests.engine.running import Answer, answers, running
@@ -20,10 +22,16 @@ def oracle(name: str, engine: TorchEngine, **overrides: object) -> Oracle:
     return Oracle(tiny_network(name, **overrides), tiny_loaded(name), limit)
 
 
-def mix(engine: TorchEngine, random: Random, count: int) -> list[tuple[Answer, bool]]:
+def mix(
+    engine: TorchEngine,
+    random: Random,
+    count: int,
+    make: Callable[[int], Generate | Score] | None = None,
+) -> list[tuple[Answer, bool]]:
     """`count` random streams, each submitted at once or when an earlier one has a certain item,
     some cancelled when they have one; with whether they were cancelled."""
-    streams = [Answer(random_op(random, index)) for index in range(count)]
+    make = make or partial(random_op, random)
+    streams = [Answer(make(index)) for index in range(count)]
     cancelled = [random.random() < 0.2 for _ in streams]
 
     def start(answer: Answer) -> None:
@@ -48,16 +56,20 @@ def mix(engine: TorchEngine, random: Random, count: int) -> list[tuple[Answer, b
     return list(zip(streams, cancelled, strict=True))
 
 
+SETTINGS = ((512, 16, 128, "all"), (7, 4, 5, "none"), (1, 1, 20, "all"))
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_random_mixes_equal_the_one_by_one_oracle(name: str) -> None:
     random = Random(name)
     choices = ties = 0
-    for chunk_tokens, page_tokens, max_streams in ((512, 16, 128), (7, 4, 5), (1, 1, 20)):
+    for chunk_tokens, page_tokens, max_streams, pack_linears in SETTINGS:
         with running(
             tiny_loaded(name),
             chunk_tokens=chunk_tokens,
             page_tokens=page_tokens,
             max_streams=max_streams,
+            pack_linears=pack_linears,
         ) as engine:
             assert engine.info().path == TINY[name].path
             judge = oracle(name, engine)
