@@ -12,6 +12,10 @@ class Limits:
     message_bytes: int = 16 * 2**20
     """Length of a websocket frame, of `ops_batch_json`, or of an output line."""
     ops_per_batch: int = 1024
+    open_streams: int = 4096
+    """Streams of one peer that have not ended."""
+    open_ids: int = 2**23
+    """Ids in the prompts, scored tokens and masks of one peer's open streams, together."""
     prompt_tokens: int = 2**20
     """Length of `prompt` and of `scored`; the model's context length is a separate, lower limit."""
     bias_entries: int = 2**19

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lmtp_replicate.engine.interface import Engine, Ticket
+from lmtp_replicate.engine.interface import Engine
 from lmtp_replicate.protocol.messages import (
     Cancel,
     Dialect,
@@ -27,18 +27,11 @@ from lmtp_replicate.protocol.messages import (
     Usage,
 )
 from lmtp_replicate.serving.model_info import model_info
+from lmtp_replicate.serving.open_streams import OpenStream, OpenStreams
 from lmtp_replicate.serving.relay import Relay
 from lmtp_replicate.serving.vocabulary import trim
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Stream:
-    relay: Relay
-    ticket: Ticket | None = None
-    """None until the engine has taken the op."""
-    unwanted: bool = False
 
 
 @dataclass
@@ -69,7 +62,7 @@ class Session:
         self._vocab_size = engine.info().vocab_size
         self._deliver = deliver
         self._lock = threading.Lock()
-        self._streams: dict[int, _Stream] = {}
+        self._streams = OpenStreams()
         self._counts = _Counts()
         self._closed = False
         self._told_of_ignored_ids = False
@@ -103,7 +96,7 @@ class Session:
     def cancel(self) -> None:
         """End every open stream at once and tell the peer, who gets no more of them."""
         with self._lock:
-            streams, self._streams = list(self._streams.values()), {}
+            streams = self._streams.take_all()
             items = [item for stream in streams for item in stream.relay.cancel()]
             if items and not self._closed:
                 self._deliver(items)
@@ -113,42 +106,40 @@ class Session:
         """Cancel what is open and deliver nothing more. Idempotent."""
         with self._lock:
             self._closed = True
-            streams, self._streams = list(self._streams.values()), {}
+            streams = self._streams.take_all()
         self._drop(streams)
 
     def _open_stream(self, op: Generate | Score) -> None:
-        stream = _Stream(Relay(op, lambda: self.dialect))
+        stream = OpenStream(op, Relay(op, lambda: self.dialect))
         with self._lock:
             if self._closed:
                 return
-            duplicate = op.stream_id in self._streams
-            if not duplicate:
-                self._streams[op.stream_id] = stream
+            refusal = self._streams.why_not(stream)
+            if refusal is None:
+                self._streams.add(stream)
                 self._counts.ops += 1
                 self._counts.prompt_tokens += len(op.prompt)
-        if duplicate:
-            self._refuse(op.stream_id, "the id of a stream that has not ended is taken")
+        if refusal is not None:
+            self._refuse(op.stream_id, refusal)
             return
         # The engine may call the sink within submit: no lock may be held here.
-        ticket = self._engine.submit(self._within_vocabulary(op), self._sink(op, stream))
+        ticket = self._engine.submit(self._within_vocabulary(op), self._sink(stream))
         with self._lock:
             stream.ticket = ticket
             unwanted = stream.unwanted
         if unwanted:
             ticket.cancel()
 
-    def _sink(
-        self, op: Generate | Score, stream: _Stream
-    ) -> Callable[[Sequence[StreamItem]], None]:
+    def _sink(self, stream: OpenStream) -> Callable[[Sequence[StreamItem]], None]:
         def sink(items: Sequence[StreamItem]) -> None:
             with self._lock:
-                if self._streams.get(op.stream_id) is not stream:
+                if self._streams.get(stream.op.stream_id) is not stream:
                     return  # it was cancelled, and its peer knows
                 before = stream.relay.tokens
                 out = stream.relay.forward(items)
-                self._count(op, stream.relay.tokens - before)
+                self._count(stream.op, stream.relay.tokens - before)
                 if stream.relay.ended:
-                    del self._streams[op.stream_id]
+                    self._streams.remove(stream)
                 if out:
                     self._deliver(out)
 
@@ -180,7 +171,7 @@ class Session:
         if stream is not None:
             self._drop([stream])
 
-    def _drop(self, streams: Iterable[_Stream]) -> None:
+    def _drop(self, streams: Iterable[OpenStream]) -> None:
         """Take streams out of the engine, also those that it is just being given."""
         for stream in streams:
             with self._lock:
@@ -194,7 +185,7 @@ class Session:
         names no stream, since the peer would take it for the end of the live one."""
         with self._lock:
             self._counts.refused_ops += 1
-            live = stream_id is not None and stream_id in self._streams
+            live = stream_id is not None and self._streams.get(stream_id) is not None
         if live:
             error = f"stream {stream_id}: a second op was refused, the first goes on: {error}"
         self._send([ErrorItem(None if live else stream_id, error)])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmtp_replicate.protocol.limits import LIMITS
 from lmtp_replicate.protocol.masks import Mask
 from lmtp_replicate.protocol.messages import (
     Cancel,
@@ -125,6 +126,22 @@ def test_an_id_is_free_again_when_its_stream_has_ended(engine: ScriptedEngine, p
         session.receive([Generate(1, (start,), 2)])
         peer.wait_for_endings(1 if start == 5 else 2)
     assert tokens(peer.of(1)) == [6, 7, 31, 32]
+
+
+def test_a_flood_of_ops_is_refused_beyond_a_number_of_open_streams(
+    stepwise: StepwiseEngine, peer: Peer
+) -> None:
+    """A peer could otherwise fill the memory with ops that wait for their turn."""
+    session = Session(stepwise, peer.deliver, dialect=Dialect.EXTENDED)
+    most = LIMITS.open_streams
+    session.receive(Generate(stream_id, (5,), 1) for stream_id in range(most + 2))
+    refused = peer.wait_for(2)
+    assert [item.stream_id for item in refused if isinstance(item, ErrorItem)] == [most, most + 1]
+    session.cancel()
+    session.receive([Generate(most, (5,), 1)])  # there is room again
+    stepwise.allow(most)
+    peer.wait_for_endings(2 + most + 1)
+    assert tokens(peer.of(most)) == [6]
 
 
 def test_a_broken_op_loses_nothing_else(engine: ScriptedEngine, peer: Peer) -> None:
