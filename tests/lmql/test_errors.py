@@ -117,6 +117,12 @@ async def test_an_engine_that_fails_in_mid_stream(
     assert any("a stream ended early; LMQL asks again" in message for message in caplog.messages)
 
 
+def _answered(gateway: GatewayThread) -> int:
+    """How many predictions have produced a token."""
+    outputs = ["".join(p["output"] or ()) for p in gateway.get("/predictions")["results"]]
+    return sum("logprob" in output for output in outputs)
+
+
 @pytest.mark.slow
 async def test_a_model_process_that_dies(
     own_gateway: GatewayThread, tokenizer: str, caplog: pytest.LogCaptureFixture
@@ -126,7 +132,9 @@ async def test_a_model_process_that_dies(
     os.mkfifo(folder / "hold")
     query = 'argmax "-ab[X]" where STOPS_AT(X, ".")'
     asking = asyncio.ensure_future(ask("replicate:local/alphabet", tokenizer, query))
-    await asyncio.to_thread(own_gateway.wait_for_output)
+    async with asyncio.timeout(60):  # the second prediction is the one that reaches "y"
+        while await asyncio.to_thread(_answered, own_gateway) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     await asyncio.to_thread((folder / "hold").write_text, "")
     assert await asking == "cdefghijklmnopqrstuvwxyz."
     assert any("a stream ended early; LMQL asks again" in message for message in caplog.messages)
