@@ -11,21 +11,24 @@ from lmtp_replicate.engine.pages import PagePool, Span
 
 
 class Pages(RuleBasedStateMachine):
-    """`held` names every span as often as it is held."""
+    """`held` names every span as often as it is held; `parts` are those of which only the first
+    pages are still held."""
 
     held: list[Span]
+    parts: list[Span]
 
     @initialize(total=st.integers(1, 40), page_tokens=st.integers(1, 5))
     def start(self, total: int, page_tokens: int) -> None:
         self.pool = PagePool(total, page_tokens)
         self.held = []
+        self.parts = []
 
     @rule(tokens=st.integers(0, 220))
     def take(self, tokens: int) -> None:
         free_before = self.pool.free
         span = self.pool.take(tokens)
         if span is None:
-            assert self.held or tokens > self.pool.tokens
+            assert self.held or self.parts or tokens > self.pool.tokens
             assert self.pool.free == free_before
         else:
             assert self.pool.capacity(span) >= tokens
@@ -40,7 +43,7 @@ class Pages(RuleBasedStateMachine):
         tokens = self.pool.capacity(span) + more
         grown = self.pool.grow(span, tokens)
         if grown is None:
-            assert len(self.held) > 1 or tokens > self.pool.tokens
+            assert len(self.held) > 1 or self.parts or tokens > self.pool.tokens
         else:
             assert self.pool.capacity(grown) >= tokens
             self.held[self.held.index(span)] = grown
@@ -59,12 +62,52 @@ class Pages(RuleBasedStateMachine):
         self.pool.release(span)
         self.held.remove(span)
 
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def keep_a_part(self, data: st.DataObject, share: float) -> None:
+        span = data.draw(st.sampled_from(self.held))
+        if self.held.count(span) > 1:
+            return
+        tokens = 1 + int(share * (self.pool.capacity(span) - 1))
+        part = self.pool.part(span, tokens)
+        assert part.first == span.first and part.count <= span.count
+        assert self.pool.capacity(part) - self.pool.page_tokens < tokens
+        assert self.pool.capacity(part) >= tokens
+        self.pool.retain(part)
+        self.pool.release(span)
+        self.held.remove(span)
+        self.parts.append(part)
+
+    @precondition(lambda self: self.parts)
+    @rule(data=st.data())
+    def release_a_part(self, data: st.DataObject) -> None:
+        part = data.draw(st.sampled_from(self.parts))
+        self.pool.release(part)
+        self.parts.remove(part)
+
+    @rule(tokens=st.integers(1, 220), share=st.floats(0, 1))
+    def a_place_without_held_pages_can_be_taken(self, tokens: int, share: float) -> None:
+        page = int(share * (self.pool.total - 1))
+        place = self.pool.place_over(page, tokens)
+        if place is None or tokens > self.pool.tokens:
+            return
+        assert page in place.pages
+        pages = {p for span in [*self.held, *self.parts] for p in span.pages}
+        assert self.pool.held(place) == len(pages & set(place.pages))
+        if not self.pool.held(place):
+            taken = self.pool.take(tokens)
+            assert taken is not None and taken.first <= place.first
+            assert taken.count == place.count
+            self.held.append(taken)
+
     @invariant()
     def accounts_are_exact(self) -> None:
-        self.pool.check(self.held)
-        for span in self.held:
+        spans = [*self.held, *self.parts]
+        self.pool.check(spans)
+        for span in spans:
             assert span.first >= 0 and span.first + span.count <= self.pool.total
-            for other in self.held:
+            for other in spans:
+                assert span.common(other) == len(set(span.pages) & set(other.pages))
                 disjoint = set(span.pages).isdisjoint(other.pages)
                 assert span == other or disjoint, "two spans share pages without sharing all"
 
