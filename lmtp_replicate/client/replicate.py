@@ -141,6 +141,8 @@ class ReplicatePeer:
         """Read the prediction's output until it is over or nobody waits any more."""
         try:
             await self._read(prediction, batch)
+        except LmtpReplicateError as error:
+            batch.fail(error)  # before the cancelling, which may take long or be in vain
         finally:
             if not prediction.is_over:
                 await self._cancel(prediction)

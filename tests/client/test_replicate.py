@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import socket
+import threading
 
 import pytest
 
 from lmtp_replicate.client import Client, connect
-from lmtp_replicate.client.api import MOST_FIRST_CALLS
+from lmtp_replicate.client.api import MOST_FIRST_CALLS, Api
 from lmtp_replicate.client.hub import close_process_hub, process_hub
 from lmtp_replicate.errors import (
     AuthenticationError,
@@ -337,6 +338,26 @@ async def test_patience_has_an_end(
     with pytest.raises(TransportError, match=f"{reason}.*was given up.*{setting}"):
         await asyncio.wait_for(tokens(connect(f"{ENDPOINT}?{setting}=0.1"), 5), 20)
     replicate.engine.gate.set()
+    await asyncio.to_thread(replicate.wait_for, lambda: replicate.cancelled == ["prediction0"])
+
+
+async def test_a_failure_is_told_before_the_prediction_is_cancelled(
+    replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server is gone, cancelling is tried for long."""
+    told = threading.Event()
+    cancel = Api.cancel
+
+    async def late(self: Api, path: str) -> None:
+        assert await asyncio.to_thread(told.wait, 30)
+        await cancel(self, path)
+
+    monkeypatch.setattr(Api, "cancel", late)
+    monkeypatch.setattr("lmtp_replicate.client.prediction.FIRST_LOOK", 0.02)
+    replicate.shut_down()
+    with pytest.raises(TransportError, match="was given up"):
+        await asyncio.wait_for(tokens(connect(f"{ENDPOINT}?boot_timeout=0.1"), 5), 20)
+    told.set()
     await asyncio.to_thread(replicate.wait_for, lambda: replicate.cancelled == ["prediction0"])
 
 
