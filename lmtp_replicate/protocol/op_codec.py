@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -28,16 +29,22 @@ from lmtp_replicate.protocol.payloads import (
 )
 from lmtp_replicate.protocol.validation import read_op
 
+_OTHER_KEYS = 2**16
+"""More than an op has beside its biases, with the colons in its strings."""
+_STREAM_ID = re.compile(r'"stream_id"\s*:\s*(\d{1,15})\b')
+
 
 def decode_frame(frame: str | bytes, masks: MaskNames | None = None) -> list[Op | ErrorItem]:
     """The ops of one websocket frame: text `KIND json` holds one, binary msgpack a list.
 
     `masks` is the connection's memory of named masks. What is wrong with one op becomes an
-    `ErrorItem`; `ProtocolError` means that the frame as a whole could not be read.
+    `ErrorItem`; `ProtocolError` means that the frame as a whole could not be read; it may
+    name a stream all the same.
     """
     if isinstance(frame, bytes):
         return _read_ops(load_msgpack(frame, "frame"), "frame", masks)
     kind, _, body = frame.partition(" ")
+    _check_keys(body)
     return _read_ops([[kind, load_json(body, "frame")]], "frame", masks)
 
 
@@ -65,6 +72,21 @@ def encode_batch(ops: Sequence[Op], *, model: str, extended: bool = False) -> st
     """The value of `ops_batch_json`. For an `extended` peer, equal masks travel once."""
     writer = _mask_writer(extended, None)
     return dump_json([_write_op(op, model, writer) for op in ops])
+
+
+def _check_keys(body: str) -> None:
+    """Refuse a text op with far too many biases before it is read: that would take a second and,
+    since the JSON parser lets no other thread run, hold up every connection and the engine.
+
+    The first stream id in the text is the op's, unless the peer means to fool itself."""
+    keys = body.count(":")
+    if keys > LIMITS.bias_entries + _OTHER_KEYS:
+        stream_id = _STREAM_ID.search(body)
+        raise ProtocolError(
+            f"the op has {keys} keys, but at most {LIMITS.bias_entries} biases are read",
+            field="logit_bias",
+            stream_id=int(stream_id[1]) if stream_id else None,
+        )
 
 
 def _read_ops(batch: object, field: str, masks: MaskNames | None) -> list[Op | ErrorItem]:

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmtp_replicate.errors import ProtocolError
+from lmtp_replicate.protocol import op_codec
 from lmtp_replicate.protocol.codecs import (
     LineDecoder,
     decode_batch,
@@ -190,12 +191,22 @@ def op_of(**payload: Any) -> str:
 @pytest.mark.timeout(30)
 def test_a_million_biases_are_refused() -> None:
     bias = {str(token): -100 for token in range(MILLION)}
-    (error,) = decode_frame(op_of(logit_bias=bias))
+    (error,) = decode_frame(msgpack.packb([["GENERATE", {"stream_id": 1, "logit_bias": bias}]]))
     assert isinstance(error, ErrorItem)
     assert (error.stream_id, error.error.partition(":")[0]) == (1, "logit_bias")
     (error,) = decode_frame(op_of(mask={"allow": list(range(MILLION))}))
     assert isinstance(error, ErrorItem)
     assert (error.stream_id, error.error.partition(":")[0]) == (1, "mask.allow")
+
+
+def test_far_too_many_biases_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading them takes a second in which no other thread of the server runs."""
+    monkeypatch.setattr(op_codec, "load_json", lambda *_: pytest.fail("it was read"))
+    many = '"1": 1, ' * MILLION
+    for start, stream_id in (('{"stream_id": 1, "logit_bias": {', 1), ('{"logit_bias": {', None)):
+        with pytest.raises(ProtocolError, match="logit_bias") as refused:
+            decode_frame(f"GENERATE {start}{many}")
+        assert refused.value.stream_id == stream_id
 
 
 @pytest.mark.timeout(30)

@@ -110,6 +110,7 @@ async def test_many_peers_and_many_streams_at_once(
         'GENERATE {"stream_id": 7, "prompt": [1], "temperature": NaN}',
         "[" * 100_000,
         "GENERATE " + "9" * (LIMITS.message_bytes + 1),
+        'GENERATE {"stream_id": 7, "logit_bias": {' + '"1": 1, ' * 600_000,
         b"\xc1",
         b"",
         msgpack.packb({"GENERATE": 1}),
