@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -53,6 +54,7 @@ class CogClient:
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
         )
+        self._reading: set[aiohttp.StreamReader] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,6 +69,10 @@ class CogClient:
 
     async def close(self) -> None:
         """Drop every connection; coglet cancels the predictions read through them."""
+        for content in self._reading:
+            # aiohttp 3.14 forgets who reads from a connection that it closes: they would wait for
+            # ever (ResponseHandler.close in its client_proto.py).
+            content.set_exception(aiohttp.ClientConnectionError("the Cog runtime was stopped"))
         await self._session.close()
 
     async def health(self) -> Health:
@@ -106,14 +112,23 @@ class CogClient:
                 if answer.status != 200:
                     raise _refusal(answer.status, await answer.text())
                 _acknowledge_at_once(answer)
-                async for piece in answer.content.iter_any():
-                    _acknowledge_at_once(answer)
-                    for event in reader.feed(piece):
-                        yield event
+                with self._known(answer.content):
+                    async for piece in answer.content.iter_any():
+                        _acknowledge_at_once(answer)
+                        for event in reader.feed(piece):
+                            yield event
         except aiohttp.ClientConnectorError as error:
             raise CogBusyError(f"the Cog runtime cannot be reached: {error}") from error
         except aiohttp.ClientError as error:
             raise TransportError(f"the connection to the Cog runtime broke: {error!r}") from error
+
+    @contextmanager
+    def _known(self, content: aiohttp.StreamReader) -> Iterator[None]:
+        self._reading.add(content)
+        try:
+            yield
+        finally:
+            self._reading.discard(content)
 
     async def cancel(self, prediction_id: str) -> None:
         """Ask for the prediction's end; one that is not running is no error."""

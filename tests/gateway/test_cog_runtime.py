@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import aclosing
 from itertools import pairwise
@@ -86,6 +87,20 @@ async def test_output_that_coglet_drops_is_never_missed_unnoticed(tmp_path: Path
                         pass  # the event loop is blocked, and so nobody reads
         async with aclosing(runtime.predict("next", {"text": "a", "count": 1})) as events:
             assert [event async for event in events][1] == Output(0, "a")
+
+
+async def test_stopping_the_runtime_ends_what_is_being_read(tmp_path: Path) -> None:
+    """The reader is told, at once; nobody waits for a connection that was given up."""
+    work = WorkDirectory.read(make_toy(tmp_path / "toy"))
+    inputs = {"text": "a", "gate": str(tmp_path / "never")}
+    async with CogRuntime(work, RuntimeSettings(grace=0.3)) as runtime:
+        async with aclosing(runtime.predict("waits", inputs)) as events:
+            assert [await anext(events), await anext(events)] == [Started(), Output(0, "a")]
+            reading = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)  # now it waits for the next chunk
+            await runtime.stop()
+            with pytest.raises(EngineError, match="was stopped"):
+                await asyncio.wait_for(reading, 10)
 
 
 def test_metrics_are_kept_by_their_mode() -> None:
