@@ -93,14 +93,16 @@ async def test_stopping_the_runtime_ends_what_is_being_read(tmp_path: Path) -> N
     """The reader is told, at once; nobody waits for a connection that was given up."""
     work = WorkDirectory.read(make_toy(tmp_path / "toy"))
     inputs = {"text": "a", "gate": str(tmp_path / "never")}
-    async with CogRuntime(work, RuntimeSettings(grace=0.3)) as runtime:
-        async with aclosing(runtime.predict("waits", inputs)) as events:
-            assert [await anext(events), await anext(events)] == [Started(), Output(0, "a")]
-            reading = asyncio.ensure_future(anext(events))
-            await asyncio.sleep(0)  # now it waits for the next chunk
-            await runtime.stop()
-            with pytest.raises(EngineError, match="was stopped"):
-                await asyncio.wait_for(reading, 10)
+    async with (
+        CogRuntime(work, RuntimeSettings(grace=0.3)) as runtime,
+        aclosing(runtime.predict("waits", inputs)) as events,
+    ):
+        assert [await anext(events), await anext(events)] == [Started(), Output(0, "a")]
+        reading = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)  # now it waits for the next chunk
+        await runtime.stop()
+        with pytest.raises(EngineError, match="was stopped"):
+            await asyncio.wait_for(reading, 10)
 
 
 def test_metrics_are_kept_by_their_mode() -> None:
