@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shutil import which
 
 NAME = "build"
 HELP = "Turn config.toml into one Cog work directory per model"
@@ -41,11 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _next_steps(directory: Path, destination: str | None) -> str:
+    # Whoever ran ./build from a checkout need not have the environment's programs on the PATH.
+    command = which("lmtp-replicate") and "lmtp-replicate"
+    command = command or str(Path(sys.executable).with_name("lmtp-replicate"))
     push = f"cd {directory} && ./push" if destination else "(set dest_prefix in config.toml first)"
     return f"""
 {directory} is ready. Next:
-  without Docker   lmtp-replicate predict {directory} -i prompt='Hello'
-                   lmtp-replicate gateway {directory}
+  without Docker   {command} predict {directory} -i prompt='Hello'
+                   {command} gateway {directory}
   in its image     cd {directory} && cog run -i prompt='Hello'
   to Replicate     {push}
 """

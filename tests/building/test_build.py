@@ -99,8 +99,11 @@ def test_two_builds_do_not_write_to_one_place(tmp_path: Path, model: Path, wheel
     assert build(config, [], tmp_path / "work", wheel=wheel)
 
 
-def test_the_script_works_from_its_own_directory(tmp_path: Path, model: Path, wheel: Path) -> None:
+def test_the_script_works_from_its_own_directory(
+    tmp_path: Path, model: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a copy of the checkout's layout, as the documentation says: ./build, there."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # the environment has not been activated
     here = tmp_path / "checkout" / "scripts" / "replicate-build"
     here.mkdir(parents=True)
     (here / "build").write_bytes(SCRIPT.read_bytes())
@@ -115,6 +118,8 @@ def test_the_script_works_from_its_own_directory(tmp_path: Path, model: Path, wh
     for hint in ("lmtp-replicate predict work/demo -i prompt", "lmtp-replicate gateway work/demo",
                  "cd work/demo && cog run", "cd work/demo && ./push"):  # fmt: skip
         assert hint in first.stdout
+    program = next(word for word in first.stdout.split() if word.endswith("lmtp-replicate"))
+    assert os.access(program, os.X_OK)
     assert os.access(here / "work/demo/push", os.X_OK)
     assert "work/demo: up to date" in run_script(here, "--wheel", wheel).stderr
 
