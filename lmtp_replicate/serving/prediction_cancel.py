@@ -7,7 +7,7 @@ that future is done, and its result is the very generator we returned. So this m
 there: `Future.cancel` of a finished future whose result is a generator that is being watched
 ends that one prediction. Everything else about `Future.cancel` stays as it is.
 
-tests/serving/test_coglet_cancel.py shows it on the real runtime and fails when that changes.
+tests/serving/test_coglet.py shows it on the real runtime and fails when that changes.
 """
 
 from __future__ import annotations

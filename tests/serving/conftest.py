@@ -1,10 +1,28 @@
-"""A tiny random model with a tokenizer, as a directory."""
+"""Engines for these tests: scripted ones, and a tiny random model as a directory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.scripted_engine import ScriptedEngine
+from tests.serving.stepwise_engine import StepwiseEngine
+
+
+@pytest.fixture
+def engine() -> Iterator[ScriptedEngine]:
+    engine = ScriptedEngine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def stepwise() -> Iterator[StepwiseEngine]:
+    engine = StepwiseEngine()
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="session")

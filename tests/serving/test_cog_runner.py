@@ -6,7 +6,6 @@ import gc
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,20 +26,6 @@ OP = ["GENERATE", {"stream_id": 1, "prompt": [5], "max_tokens": 100}]
 
 def runner_of(engine: ScriptedEngine) -> CogRunner:
     return CogRunner(engine, TextMode(Letters(), [EOS, 63]))
-
-
-@pytest.fixture
-def engine() -> Iterator[ScriptedEngine]:
-    engine = ScriptedEngine()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def stepwise() -> Iterator[StepwiseEngine]:
-    engine = StepwiseEngine()
-    yield engine
-    engine.close()
 
 
 def test_an_unfinished_generator_takes_its_streams_along(stepwise: StepwiseEngine) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,6 @@ TO_FAIL_NOT_HANG = 90.0
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_letters(tmp_path_factory.mktemp("letters"))
-
-
-@pytest.fixture
-def engine() -> Iterator[ScriptedEngine]:
-    engine = ScriptedEngine()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def stepwise() -> Iterator[StepwiseEngine]:
-    engine = StepwiseEngine()
-    yield engine
-    engine.close()
 
 
 async def start(query: str, server: WebSocketServer, letters: Path) -> Process:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -56,20 +56,6 @@ class Peer:
         with self._arrived:
             done = self._arrived.wait_for(lambda: sum(map(is_last, self.items)) >= count, 10)
         assert done, self.items
-
-
-@pytest.fixture
-def engine() -> Iterator[ScriptedEngine]:
-    engine = ScriptedEngine()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def stepwise() -> Iterator[StepwiseEngine]:
-    engine = StepwiseEngine()
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

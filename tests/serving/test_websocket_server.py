@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -19,20 +19,6 @@ from lmtp_replicate.protocol.limits import LIMITS
 from lmtp_replicate.serving.websocket_server import WebSocketServer
 from tests.scripted_engine import EOS, ScriptedEngine
 from tests.serving.stepwise_engine import StepwiseEngine
-
-
-@pytest.fixture
-def engine() -> Iterator[ScriptedEngine]:
-    engine = ScriptedEngine()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def stepwise() -> Iterator[StepwiseEngine]:
-    engine = StepwiseEngine()
-    yield engine
-    engine.close()
 
 
 @pytest.fixture
