@@ -28,7 +28,7 @@ _LONGEST_LINE = 8 << 20
 _LEVELS = {"ERROR": logging.ERROR, "WARN": logging.WARNING}
 _PRINTED = {"coglet::setup", "coglet::user"}
 """Targets under which coglet logs what the model's own code printed."""
-_SECRETS = ("REPLICATE_API_TOKEN",)
+_SECRETS = ("REPLICATE_API_TOKEN", "LMTP_REPLICATE_TOKEN")
 """Not the model's business."""
 
 _LAUNCH = """

@@ -39,15 +39,11 @@ class Dispatcher:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
 
-    def check(self) -> None:
-        """QueueFullError when no further prediction can be taken."""
-        if len(self._tasks) >= self._most:
-            raise QueueFullError(f"{len(self._tasks)} predictions are queued or running already")
-
     def submit(self, prediction: Prediction) -> None:
         """Take the prediction to its end, in the background. QueueFullError when there is no
         room."""
-        self.check()
+        if len(self._tasks) >= self._most:
+            raise QueueFullError(f"{len(self._tasks)} predictions are queued or running already")
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._run(prediction))
         self._tasks[prediction.id] = task

@@ -218,6 +218,7 @@ def test_temporary_files_of_the_runtime_go_with_it(toy: Path, tmp_path: Path) ->
 
 def test_the_model_does_not_see_our_token(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPLICATE_API_TOKEN", "r8_secret")
+    monkeypatch.setenv("LMTP_REPLICATE_TOKEN", "r8_secret")
     source = (toy / "run.py").read_text()
     dump = "Path('env').write_text(str(dict(__import__('os').environ)))"
     (toy / "run.py").write_text(source.replace('print("warming up")', dump))
