@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import pytest
@@ -196,3 +197,21 @@ def test_an_older_stream_never_follows_a_younger_one() -> None:
     match = index.match(youngest)
     assert match is not None
     assert (match.ready, match.coming, match.leader) == (100, 499, younger)
+
+
+def test_a_lone_stream_outgrows_all_that_is_kept_without_a_pause() -> None:
+    run = remembering(pages=11)
+    for index in range(4):
+        run.run(generate(index, range(100 * index, 100 * index + 5), 1))
+    run.run(generate(9, range(3), 41))
+    assert run.scheduler.statistics()["pauses"] == 0
+    assert run.scheduler.statistics()["evictions"] == 4
+
+
+def test_the_log_tells_now_and_then_what_was_known(caplog: pytest.LogCaptureFixture) -> None:
+    run = remembering()
+    with caplog.at_level(logging.INFO):
+        for index in range(1100):
+            run.run(generate(index, range(5), 1))
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    assert "'prompt_tokens': 2500" in caplog.text
