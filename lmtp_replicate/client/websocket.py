@@ -200,7 +200,7 @@ class _Connection:
                 case ErrorItem(stream_id=None):
                     self._fail_all(StreamError(item.error))
                 case Info(stream_id=self._introduction):
-                    self._extensions = frozenset(item.model_info.get("extensions") or ())
+                    self._extensions = _extensions(item.model_info)
                     self._on_info(item.model_info)
                     self._cancel_left()
                 case _:
@@ -224,3 +224,10 @@ class _Connection:
         return TransportError(
             f"the connection to {self._endpoint.url} was lost while streams were open: {reason}"
         )
+
+
+def _extensions(info: Mapping[str, Any]) -> frozenset[str]:
+    listed = info.get("extensions")
+    if not isinstance(listed, list):
+        return frozenset()
+    return frozenset(name for name in listed if isinstance(name, str))

@@ -130,8 +130,9 @@ Answer = Callable[[web.WebSocketResponse, str, dict[str, Any]], Coroutine[Any, A
 
 
 @asynccontextmanager
-async def scripted(answer: Answer) -> AsyncIterator[str]:
-    """A websocket server that calls `answer` for each GENERATE; MODEL_INFO is never answered."""
+async def scripted(answer: Answer, card: object = None) -> AsyncIterator[str]:
+    """A websocket server that calls `answer` for each op but MODEL_INFO, which is answered by
+    `card` if there is one."""
 
     async def serve(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -139,8 +140,12 @@ async def scripted(answer: Answer) -> AsyncIterator[str]:
         async for message in socket:
             if message.type is WSMsgType.TEXT:
                 kind, _, body = message.data.partition(" ")
+                op = json.loads(body)
                 if kind != "MODEL_INFO":
-                    await answer(socket, kind, json.loads(body))
+                    await answer(socket, kind, op)
+                elif card is not None:
+                    info = {"stream_id": op["stream_id"], "model_info": card}
+                    await socket.send_str(f"MSG {json.dumps(info)}")
         return socket
 
     app = web.Application()
@@ -188,7 +193,11 @@ async def test_items_after_the_end_and_unknown_streams_are_dropped() -> None:
         assert await read(client.generate([5])) == [7, 7]
 
 
-async def test_a_server_that_does_not_know_cancel_is_not_told() -> None:
+@pytest.mark.parametrize(
+    "card",
+    [None, {}, *({"extensions": odd} for odd in (5, True, "cancel", {}, [["cancel"], None]))],
+)
+async def test_a_server_that_does_not_know_cancel_is_not_told(card: object) -> None:
     kinds: list[str] = []
 
     async def answer(socket: web.WebSocketResponse, kind: str, op: dict[str, Any]) -> None:
@@ -196,7 +205,7 @@ async def test_a_server_that_does_not_know_cancel_is_not_told() -> None:
         item = {"stream_id": op["stream_id"], "token": 7, "logprob": -1.0, "top_logprobs": {}}
         await socket.send_str(f"TOKEN {json.dumps([item])}")
 
-    async with scripted(answer) as url:
+    async with scripted(answer, card) as url:
         client = connect(url)
         left = client.generate([5])
         await anext(left)
