@@ -44,6 +44,11 @@ class Scores:
     softcap: float | None
     sinks: Tensor | None
 
+    @property
+    def are_plain(self) -> bool:
+        """Whether SDPA computes them."""
+        return self.softcap is None and self.sinks is None
+
 
 def packed_attention(
     module: torch.nn.Module,
@@ -101,7 +106,9 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, group: Group, scores: S
     heads, length, dim = query.shape
     batch, kv_heads = keys.shape[:2]
     shared = heads // kv_heads
-    mask = group.mask(scores.window, query)
+    # SDPA computes only what a causal mask leaves, when it is told and not given the mask.
+    is_causal = scores.are_plain and group.count > 1 and group.is_causal(scores.window)
+    mask = None if is_causal else group.mask(scores.window, query)
     sinks = None if scores.sinks is None else scores.sinks.view(kv_heads, shared)
     if group.count == 1:
         folded = query.transpose(0, 1).reshape(batch, kv_heads, shared, dim)
@@ -113,7 +120,12 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, group: Group, scores: S
         for t in (keys, values)
     )
     sinks = None if sinks is None else sinks[:, :, None, None]
-    output = _weigh(folded, keys, values, mask, scores, sinks)
+    if is_causal:
+        output = scaled_dot_product_attention(
+            folded, keys, values, is_causal=True, scale=scores.scaling
+        )
+    else:
+        output = _weigh(folded, keys, values, mask, scores, sinks)
     return output.reshape(heads, length, -1).transpose(0, 1)
 
 
@@ -126,7 +138,7 @@ def _weigh(
     sinks: Tensor | None,
 ) -> Tensor:
     """softmax(softcap(query · keys) + mask) · values; SDPA where it can say so."""
-    if scores.softcap is None and sinks is None:
+    if scores.are_plain:
         return scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, scale=scores.scaling
         )

@@ -2,26 +2,31 @@
 
 One tensor `[token, kv_head, head_dim]` for keys and one for values per layer, made when the layer
 first writes (only then its shapes, dtype and device are known for every architecture), so that a
-span of pages is a view and the new tokens of all streams are written by one scatter. Memory is
+span of pages is a view and the new tokens of all streams are written by one scatter. On a CPU they
+are addresses for the whole pool, behind which the system puts memory page by page at the first
+write: nothing is reserved beyond what was ever in use, and nothing is copied to grow. Memory is
 zero-filled, and zeroed again before another stream's use where it may be read before it is written
 (see `Scheduler`): attention multiplies what it masks by zero, and a stale NaN would come through.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool
 
 
 class KVStore:
-    """Keys and values of a `PagePool`; grows by doubling up to the pool's size."""
+    """Keys and values of a `PagePool`."""
 
     def __init__(self, pool: PagePool) -> None:
-        self._most = pool.tokens
-        self._tokens = min(pool.tokens, 64 * pool.page_tokens)
+        self._tokens = pool.tokens
+        self.end = 0
+        """Places from here on were never written: they are zero, and take no memory on a CPU."""
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -29,26 +34,20 @@ class KVStore:
         """What a token takes in all layers that have written so far."""
         return sum(tensor[0].nbytes for tensor in self._tensors())
 
-    def reserve(self, tokens: int) -> None:
-        """Have memory for the first `tokens` places."""
-        assert tokens <= self._most
-        if tokens <= self._tokens:
-            return
-        while self._tokens < tokens:
-            self._tokens = min(2 * self._tokens, self._most)
-        for index, (keys, values) in self._layers.items():
-            self._layers[index] = (self._grown(keys), self._grown(values))
+    def extend(self, end: int) -> None:
+        """Places before `end` are going to be written."""
+        assert end <= self._tokens
+        self.end = max(self.end, end)
 
     def change(self, changes: Iterable[Copy | Clear]) -> None:
         """Carry out `changes` in order. A copy's source and target may overlap."""
         for change in changes:
             match change:
                 case Clear(first, length):
-                    self.reserve(first + length)
                     for tensor in self._tensors():
-                        tensor[first : first + length] = 0
+                        tensor[first : min(first + length, self.end)] = 0
                 case Copy(source, target, length):
-                    self.reserve(target + length)
+                    self.extend(target + length)
                     for tensor in self._tensors():
                         tensor[target : target + length] = tensor[source : source + length].clone()
 
@@ -76,9 +75,9 @@ class KVStore:
         return [tensor for pair in self._layers.values() for tensor in pair]
 
     def _empty(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self._tokens, like.shape[1], like.shape[3])
-
-    def _grown(self, tensor: Tensor) -> Tensor:
-        grown = tensor.new_zeros(self._tokens, *tensor.shape[1:])
-        grown[: len(tensor)] = tensor
-        return grown
+        shape = self._tokens, like.shape[1], like.shape[3]
+        if like.device.type != "cpu":
+            return like.new_zeros(shape)
+        size = self._tokens * like[0, :, 0].numel() * like.itemsize
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(memory, dtype=like.dtype).view(shape)

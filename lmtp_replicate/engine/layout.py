@@ -42,6 +42,10 @@ class Group:
         low = max(0, min(self.positions) - window + 1) if window else 0
         return slice(low, max(self.positions) + self.count)
 
+    def is_causal(self, window: int | None) -> bool:
+        """Whether the queries are all tokens of one stream so far, and see all before them."""
+        return self.positions == [0] and not (window and window < self.count)
+
     def mask(self, window: int | None, like: Tensor) -> Tensor | None:
         """What to add to the scores of the tokens `seen`: `[batch, 1, count, seen]` of 0 and -inf
         in `like`'s dtype; None when every query may see all of them."""
@@ -74,8 +78,8 @@ class Layout:
     positions: Tensor
     places: Tensor
     rows: Tensor
-    highest: int
-    """One more than the highest place that any group may read."""
+    end: int
+    """One more than the highest of `places`."""
 
 
 def lay_out(plan: Plan, pool: PagePool, device: torch.device) -> Layout:
@@ -103,7 +107,7 @@ def lay_out(plan: Plan, pool: PagePool, device: torch.device) -> Layout:
         ints[1:2],
         ints[2],
         torch.tensor(rows, dtype=torch.int64, device=device),
-        max(group.first + group.batch * group.capacity for group in groups),
+        max(places) + 1,
     )
 
 

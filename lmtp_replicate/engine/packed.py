@@ -35,8 +35,8 @@ class PackedModel:
     def forward(self, plan: Plan) -> Tensor:
         """Logits of the plan's rows: `[rows, width]`, in the model's dtype."""
         layout = lay_out(plan, self._pool, self._device)
-        self.store.reserve(layout.highest)
         self.store.change(plan.changes)
+        self.store.extend(layout.end)
         # Not every layer type takes an empty batch: a step without rows computes one in vain.
         kept = layout.rows if len(layout.rows) else layout.rows.new_zeros(1)
         output = self._model(
