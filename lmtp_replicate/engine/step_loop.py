@@ -117,6 +117,8 @@ class StepLoop:
             self._thread.join()
 
     def _run(self) -> None:
+        # A new thread forgets the limit for what MKL and oneDNN do, until it is set in it again.
+        torch.set_num_threads(torch.get_num_threads())
         try:
             with torch.inference_mode():
                 while self._wait():

@@ -12,6 +12,7 @@ import torch
 
 from lmtp_replicate.engine.admission import Admission
 from lmtp_replicate.engine.interface import ModelCard, Sink, Ticket
+from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.loading import LoadedModel, load
 from lmtp_replicate.engine.one_by_one import OneByOneModel
 from lmtp_replicate.engine.options import LoadOptions
@@ -24,6 +25,7 @@ from lmtp_replicate.engine.sampling import Sampler
 from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.settings import EngineSettings
 from lmtp_replicate.engine.step_loop import StepLoop
+from lmtp_replicate.engine.threads import limit_threads
 from lmtp_replicate.protocol.messages import Generate, Score
 
 logger = logging.getLogger(__name__)
@@ -42,15 +44,18 @@ class TorchEngine:
         # Beyond this length rotary embeddings would depend on the longest stream in the step.
         context_length = min(loaded.context_length, loaded.stable_rope_length or sys.maxsize)
         loaded = replace(loaded, context_length=context_length)
+        threads = limit_threads()
         verdict = prove(
             loaded.model, loaded.vocab_size, loaded.context_length, settings.pack_linears
         )
         pool = PagePool(_pages(loaded, verdict, settings), settings.page_tokens)
-        self._card = _card(loaded, verdict, settings, pool)
+        self._card = _card(loaded, verdict, settings, pool, threads)
+        self._store: KVStore | None = None
         model: PackedModel | OneByOneModel
         prefix: PrefixIndex = NullPrefixIndex()
         if verdict.path == "packed":
             model = PackedModel(loaded.model, pool)
+            self._store = model.store
             if settings.reuse_prefixes:
                 prefix = RadixPrefixIndex(pool)
         else:
@@ -77,6 +82,8 @@ class TorchEngine:
     def info(self) -> ModelCard:
         details = {**self._card.details, **self._loop.statistics()}
         details["kept_bytes"] = details["kept_tokens"] * details["kv_bytes_per_token"]
+        if self._store is not None:
+            details["kv_bytes_used"] = self._store.end * details["kv_bytes_per_token"]
         return replace(self._card, details=details)
 
     @property
@@ -116,7 +123,11 @@ def _spare_bytes(device: torch.device) -> int:
 
 
 def _card(
-    loaded: LoadedModel, verdict: Verdict, settings: EngineSettings, pool: PagePool
+    loaded: LoadedModel,
+    verdict: Verdict,
+    settings: EngineSettings,
+    pool: PagePool,
+    threads: tuple[int, str],
 ) -> ModelCard:
     return ModelCard(
         model=loaded.model_id,
@@ -140,6 +151,8 @@ def _card(
             "page_tokens": pool.page_tokens,
             "kv_bytes_per_token": verdict.bytes_per_token,
             "max_streams": settings.max_streams,
+            "threads": threads[0],
+            "threads_reason": threads[1],
             "linears": verdict.linears[0],
             "linears_reason": verdict.linears[1],
         },

@@ -1,0 +1,47 @@
+"""How many threads one operator may use.
+
+torch starts one per core of the machine. In a container with a CPU quota that is too many: they
+wait for each other at the end of each operator while the quota holds one of them back, and a step
+takes many times as long as with fewer.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+_CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def limit_threads(cgroups: Path = _CGROUPS) -> tuple[int, str]:
+    """Have torch use no more threads than there are CPUs for this process, unless the user has
+    chosen their number. Returns the number, and why that many."""
+    for name in _CHOSEN_BY:
+        if name in os.environ:
+            return torch.get_num_threads(), f"as {name} says"
+    before, cpus, quota = torch.get_num_threads(), len(os.sched_getaffinity(0)), _quota(cgroups)
+    # With a quota of 1.5, a second thread would be held back half of the time, and the first wait.
+    limit = cpus if quota is None else min(cpus, max(1, int(quota)))
+    if limit >= before:
+        return before, "as torch chose"
+    torch.set_num_threads(limit)
+    return limit, f"{cpus} CPUs" if quota is None else f"{cpus} CPUs, a quota of {quota:g}"
+
+
+def _quota(cgroups: Path) -> float | None:
+    """The CPUs that the control group at `cgroups` may use; a container sees its own there. See
+    cpu.max in https://docs.kernel.org/admin-guide/cgroup-v2.html, and for version 1
+    https://docs.kernel.org/scheduler/sched-bwc.html."""
+    try:
+        quota, period = (cgroups / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroups / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroups / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    unlimited = quota in ("max", "-1")
+    return None if unlimited else int(quota) / int(period)
