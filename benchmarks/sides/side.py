@@ -53,9 +53,6 @@ class Side(Protocol):
     async def batch(self, requests: Sequence[Request], streams: int) -> Batch:
         """Answer `requests`, `streams` of them at a time. Raises SideError."""
 
-    def peak_bytes(self) -> int:
-        """Most memory the process has held since its start."""
-
 
 class QuerySide(Side, Protocol):
     """A side that can also do what LMQL asks for."""

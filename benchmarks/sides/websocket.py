@@ -37,8 +37,12 @@ class WebSocketSide(ABC):
             await self._client.close()
         await self._process.stop()
 
-    def peak_bytes(self) -> int:
-        return self._process.peak_bytes()
+    def memory(self) -> dict[str, int]:
+        """Of the server (see `SideProcess`)."""
+        return self._process.memory()
+
+    def reset_peak(self) -> None:
+        self._process.reset_peak()
 
     async def answer(
         self,

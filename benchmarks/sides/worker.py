@@ -41,9 +41,6 @@ class WorkerSide:
     async def close(self) -> None:
         await self._process.stop()
 
-    def peak_bytes(self) -> int:
-        return self._process.peak_bytes()
-
     async def batch(self, requests: Sequence[Request], streams: int) -> Batch:
         answer = await self._ask(
             "batch",
@@ -76,7 +73,10 @@ class WorkerSide:
             raise SideError(f"{self.name} does not answer; see {self._log}") from None
         if not line:
             raise SideError(f"{self.name} has ended; see {self._log}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise SideError(f"{self.name} answered {line[:80]!r}; see {self._log}") from None
         if "error" in answer:
             raise SideError(f"{self.name}: {answer['error']}; see {self._log}")
         return answer

@@ -3,7 +3,6 @@ sampling but argmax, no log probabilities, no JSON; each prefix is computed once
 
 from __future__ import annotations
 
-import resource
 import sys
 from time import perf_counter
 
@@ -80,9 +79,6 @@ class Floor:
             scores.append(self._score(cache or self._prefilled(whole[:-1], 1), whole[-1], options))
             seconds.append(perf_counter() - start)
         return {"seconds": seconds, "scores": scores}
-
-    def memory(self) -> dict:
-        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
     def _prefilled(self, prompt: list[int], more: int) -> Cache:
         cache = self._bare.cache(len(prompt) + more)

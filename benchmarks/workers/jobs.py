@@ -10,6 +10,11 @@ import sys
 import traceback
 from time import perf_counter
 
+# What libraries print while they load must not come between the answers: from here on, standard
+# output is standard error to everyone else.
+_answers = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)
+
 
 class Traces:
     """When each token of each request came, as the driver reads it. perf_counter is one clock for
@@ -38,10 +43,7 @@ def waves(count: int, size: int) -> list[range]:
 def serve(worker: object) -> None:
     """Answer jobs `{"job": NAME, "arguments": {...}}` by the worker's methods until the
     input ends."""
-    # What libraries print must not come between the answers.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    answers.write(json.dumps({"ready": True}) + "\n")
+    _answers.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
         job = json.loads(line)
         try:
@@ -49,4 +51,4 @@ def serve(worker: object) -> None:
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
+        _answers.write(json.dumps(answer) + "\n")

@@ -1,0 +1,87 @@
+"""Put the tables of benchmarks/results/*.json, and the plot, into docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.command import RESULTS
+from benchmarks.machine import ROOT
+from benchmarks.plot import draw
+from benchmarks.result import Result
+from benchmarks.tables import agreement_table, plain_table, table
+
+DOCUMENT = ROOT / "docs/benchmarks.md"
+BEGIN = "<!-- Written by `python -m benchmarks.report`: do not edit -->"
+END = "<!-- End of what the report writes -->"
+ORDER = ("engine", "lmql_shaped", "interference", "memory", "gpu")
+FIGURES = {
+    "engine": ("tokens_per_s", "ttft_p50_s", "ttft_p95_s", "itl_p50_s", "itl_p95_s"),
+    "lmql_shaped": ("wall_s", "op_p50_s"),
+}
+
+
+def section(result: Result) -> str:
+    """One comparison: machine, tables, and what the correctness guard found."""
+    machine = result.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    changed = " with local changes" if machine["changed_files"] else ""
+    parts = [
+        f"### {result.comparison}, {result.dtype}",
+        f"{result.started}; {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, GPU: {machine['gpu'] or 'none'}. "
+        f"Model {result.model['name']}, {result.settings['rounds']} rounds. {versions}, "
+        f"Python {machine['python']}. Commit {str(machine['commit'])[:12]}{changed}.",
+    ]
+    figures = FIGURES.get(result.comparison)
+    if figures is None or not result.measurements:
+        parts.append(plain_table(result))
+    else:
+        parts += [table(result, figure) for figure in figures]
+    if result.agreement:
+        parts += ["**Correctness guard**", agreement_table(result)]
+    return "\n\n".join(parts)
+
+
+def write(results: Sequence[Result], document: Path) -> None:
+    """Replace what stands between the marks of `document`. Raises ValueError without marks."""
+    text = document.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{document} must hold the lines {BEGIN!r} and {END!r} once each")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    sections = [section(result) for result in sorted(results, key=_place)]
+    document.write_text(BEGIN.join([before, "\n\n" + "\n\n".join(sections) + "\n\n"]) + END + after)
+
+
+def _place(result: Result) -> tuple[int, bool]:
+    return ORDER.index(result.comparison), result.dtype != "float32"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help="(%(default)s)")
+    options = parser.parse_args(arguments)
+    results = [Result.load(path) for path in sorted(options.results.glob("*.json"))]
+    if not results:
+        print(f"no results in {options.results}: run a comparison first", file=sys.stderr)
+        return 1
+    write(results, options.document)
+    print(f"written: {options.document}")
+    drawn = [each for each in results if each.comparison == "engine" and each.measurements]
+    for result in sorted(drawn, key=_place)[:1]:
+        path = options.document.with_suffix(".png")
+        try:
+            draw(result, path)
+        except ImportError:
+            print("NO PLOT: matplotlib is missing (pip install 'lmtp-replicate[bench]')")
+            return 1
+        print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
