@@ -232,6 +232,10 @@ class Scheduler:
             if not self._whole_prompts:
                 unwanted = max(0, stream.first_row - stream.cached)
                 count = min(count, budget, unwanted + rows)
+                if count == 1 < stream.missing:
+                    # Attention reads single tokens in one batch, beyond what this stream has
+                    # written: only its last token may be run alone.
+                    count = 0 if works else 2
             if count:
                 works.append(Work(stream, stream.cached, count))
                 budget -= min(count, budget)

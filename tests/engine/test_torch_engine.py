@@ -323,15 +323,17 @@ def test_the_fallback_frees_the_caches_of_streams_that_ended(
         assert [cache() for cache in early] == [None] * len(early)
 
 
-def test_numbers_that_overflow_in_one_stream_never_reach_another() -> None:
+@pytest.mark.parametrize("settings", [{}, {"chunk_tokens": 1}, {"reuse_prefixes": False}])
+def test_numbers_that_overflow_in_one_stream_never_reach_another(settings: dict[str, Any]) -> None:
     """Attention reads what it masks: what a stream leaves behind in memory must be finite."""
     network = tiny_network("llama")
     network.get_input_embeddings().weight[42] = float("nan")
-    ops = [Generate(n, (3,) * (2 + 3 * n), 30, mask=NO_EOS) for n in range(4)]
-    with running(tiny_loaded("llama")) as engine:
+    ops = [Generate(n, tuple(range(n, 7 * n + 3)), 30, mask=NO_EOS) for n in range(4)]
+    with running(tiny_loaded("llama"), **settings) as engine:
         expected = [answer.tokens for answer in answers(engine, ops)]
-    with running(tiny_loaded("llama", network)) as engine:
-        for _ in range(2):
-            broken = answers(engine, [Generate(n, (42,) * 60, 1) for n in range(6)])
-            assert all("not finite" in answer.error for answer in broken)
+    little = {**settings, "kv_cache_bytes": 256 * 1024}  # used again and again
+    with running(tiny_loaded("llama", network), **little) as engine:
+        for repetition in range(3):
+            broken = [Generate(n, (42,) * (60 + repetition), 1) for n in range(6)]
+            assert all("not finite" in answer.error for answer in answers(engine, broken))
             assert [answer.tokens for answer in answers(engine, ops)] == expected
