@@ -57,6 +57,7 @@ class CogProcess:
         self._place = place
         self._temporary = temporary
         self._tail: deque[str] = deque(maxlen=30)
+        self._is_wanted = True
         self.url = f"http://{HOST}:{place.getsockname()[1]}"
         self.exited = asyncio.create_task(process.wait())
         self._forwarding = asyncio.create_task(self._forward_logs())
@@ -100,6 +101,7 @@ class CogProcess:
 
     async def stop(self, grace: float) -> None:
         """Ask the server to end, kill what is left of its group after `grace` seconds, clean up."""
+        self._is_wanted = False
         try:
             if not self.exited.done():
                 with contextlib.suppress(ProcessLookupError):
@@ -141,6 +143,8 @@ class CogProcess:
             message = str(fields.pop("message", ""))
             printed = entry["target"] in _PRINTED
             level = _LEVELS.get(entry["level"], logging.INFO if printed else logging.DEBUG)
+            if not self._is_wanted and not printed:
+                level = logging.DEBUG  # coglet calls each prediction that we end with it an error
             if "error" in fields:
                 message += f": {fields['error']}"
         if level > logging.DEBUG:

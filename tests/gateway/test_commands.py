@@ -176,6 +176,9 @@ def test_predict_stops_its_runtime_when_terminated(toy: Path, tmp_path: Path) ->
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 143
         assert psutil.wait_procs(started, timeout=10)[1] == []
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert not any(word in said for word in ("ERROR", "WARNING", "Traceback")), said
 
 
 def test_conversion_of_every_type(tmp_path: Path) -> None:

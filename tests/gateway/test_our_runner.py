@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,22 @@ def test_lmtp_through_the_gateway(scripted: Path) -> None:
         assert tokens == [8, 9, 10, 11, 12]
 
 
-def begun(own: Running, tag: int) -> dict[str, Any]:
+def begun(own: Running, tag: int, max_tokens: int = 1000) -> dict[str, Any]:
     """A long prediction that the runner has."""
-    prediction = own.create(generate(tag, 1000), model="scripted")
+    prediction = own.create(generate(tag, max_tokens), model="scripted")
     while own.get(prediction)["status"] == "starting":
         pass
     return prediction
+
+
+def test_stopping_in_mid_stream_is_no_alarm(
+    scripted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """coglet logs errors about each prediction that its own end cuts off."""
+    with caplog.at_level(logging.WARNING), running([scripted]) as own:
+        for tag in range(4):
+            begun(own, tag, max_tokens=10**6)
+    assert not caplog.messages
 
 
 @pytest.mark.slow
