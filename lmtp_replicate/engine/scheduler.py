@@ -223,7 +223,7 @@ class Scheduler:
             plan.changes.append(Clear(self._pool.place(place, stream.to_run), rest))
 
     def _chunks(self, budget: int) -> list[Work]:
-        works = []
+        works: list[Work] = []
         rows = MOST_ROWS
         for stream in self.running:
             if stream.is_decoding or stream.leader is not None:
