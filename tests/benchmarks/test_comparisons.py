@@ -70,7 +70,7 @@ def test_memory(tmp_path: Path) -> None:
     output = tmp_path / "memory.json"
     assert memory.main(["--quick", "--sides", "ours", "--output", str(output)]) == 0
     (measured,) = Result.load(output).measurements
-    assert measured.figures["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+    assert measured.figures["kv_bytes_per_token"] == 2 * 2 * 1 * 64 * 4
     assert measured.figures["load_peak_bytes"] > measured.figures["before_anonymous_bytes"] > 0
 
 
