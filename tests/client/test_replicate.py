@@ -75,7 +75,7 @@ async def test_clients_of_one_loop_share_a_prediction(replicate: ReplicateDouble
 async def test_a_later_op_is_not_held_back_by_an_earlier_one(replicate: ReplicateDouble) -> None:
     """Each op ends at its own finish_reason, while the prediction that it shares goes on."""
     client = connect(ENDPOINT)
-    long = client.generate([2], max_tokens=300)
+    long = client.generate([2], max_tokens=10**6)
     (first, _) = await asyncio.gather(anext(long), expect(client, 7, 1))
     assert first.token == 3
     replicate.engine.gate.clear()
