@@ -45,15 +45,6 @@ class GatewayThread:
         """The id of the latest version of `model`."""
         return str(self.get(f"/models/local/{model}")["latest_version"]["id"])
 
-    def wait_for_output(self) -> None:
-        """Wait until a prediction has produced a token."""
-        self._wait(
-            lambda: any(
-                "logprob" in "".join(p.get("output") or ())
-                for p in self.get("/predictions")["results"]
-            )
-        )
-
     def wait_until_quiet(self) -> None:
         """Wait until no prediction runs: neither for the gateway nor for the client."""
         hub = process_hub()
