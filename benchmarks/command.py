@@ -81,7 +81,8 @@ class Command:
 
     def makers(self) -> dict[str, Callable[[], Side]]:
         """How the sides that were asked for are made. The model is made here, at the first call."""
-        folder, logs = make(self.shape), CACHE / "logs" / self.comparison
+        kind = "quick" if self.options.quick else self.options.dtype
+        folder, logs = make(self.shape), CACHE / "logs" / f"{self.comparison}-{kind}"
         return {
             name: partial(MAKERS[name], folder, self.options.dtype, logs)
             for name in [*self.options.sides, *self.options.peers]

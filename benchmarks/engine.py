@@ -13,7 +13,7 @@ from benchmarks.model import Shape, make
 from benchmarks.result import Agreement
 from benchmarks.rounds import Rounds
 from benchmarks.sides.side import Batch, Side
-from benchmarks.tables import TITLES, table
+from benchmarks.tables import FIGURES, table
 from benchmarks.trace import figures
 from benchmarks.workload import Request, Source
 
@@ -75,9 +75,7 @@ async def compare(command: Command, work: EngineWork, cases: Sequence[str]) -> i
     finally:
         await rounds.close()
     result.agreement = work.agreements()
-    return command.finish(
-        result, [table(result, figure) for figure in TITLES if figure != "wall_s"]
-    )
+    return command.finish(result, [table(result, figure) for figure in FIGURES["engine"]])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from benchmarks.rounds import Rounds
 from benchmarks.sides.catalog import QUERY_SIDES
 from benchmarks.sides.side import FanOutAnswer, QuerySide
 from benchmarks.statistics import percentile
-from benchmarks.tables import table
+from benchmarks.tables import FIGURES, table
 from benchmarks.workload import Chain, FanOut, Source
 
 CHAINS = ("growing prefix", "whitelist", "blacklist")
@@ -115,7 +115,7 @@ async def compare(command: Command, work: QueryWork) -> int:
     finally:
         await rounds.close()
     result.agreement = work.agreements("floor")
-    return command.finish(result, [table(result, figure) for figure in ("wall_s", "op_p50_s")])
+    return command.finish(result, [table(result, figure) for figure in FIGURES["lmql_shaped"]])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,16 +11,12 @@ from benchmarks.command import RESULTS
 from benchmarks.machine import ROOT
 from benchmarks.plot import draw
 from benchmarks.result import Result
-from benchmarks.tables import agreement_table, plain_table, table
+from benchmarks.tables import FIGURES, agreement_table, plain_table, table
 
 DOCUMENT = ROOT / "docs/benchmarks.md"
 BEGIN = "<!-- Written by `python -m benchmarks.report`: do not edit -->"
 END = "<!-- End of what the report writes -->"
 ORDER = ("engine", "lmql_shaped", "interference", "memory", "gpu")
-FIGURES = {
-    "engine": ("tokens_per_s", "ttft_p50_s", "ttft_p95_s", "itl_p50_s", "itl_p95_s"),
-    "lmql_shaped": ("wall_s", "op_p50_s"),
-}
 
 
 def section(result: Result) -> str:

@@ -15,7 +15,14 @@ TITLES = {
     "itl_p50_s": "Inter-token latency, p50, ms",
     "itl_p95_s": "Inter-token latency, p95, ms",
     "wall_s": "Seconds for the whole case",
+    "op_p50_s": "One op (of scores: one round of three), p50, ms",
 }
+
+FIGURES = {
+    "engine": ("tokens_per_s", "ttft_p50_s", "ttft_p95_s", "itl_p50_s", "itl_p95_s"),
+    "lmql_shaped": ("wall_s", "op_p50_s"),
+}
+"""By comparison, what has a table of its own; other comparisons have one with all figures."""
 
 
 def table(result: Result, figure: str) -> str:
@@ -23,7 +30,7 @@ def table(result: Result, figure: str) -> str:
     is, with the range over the rounds."""
     cases = result.cases()
     lines = [
-        f"**{TITLES.get(figure, figure)}**",
+        f"**{TITLES[figure]}**",
         "",
         _row(["", *cases]),
         _row(["---"] * (len(cases) + 1)),

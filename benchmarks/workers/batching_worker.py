@@ -6,7 +6,10 @@ import sys
 
 import torch
 from jobs import Traces, serve
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+BLOCKS = 128
+"""Of 256 tokens: enough for 32 streams of 1024."""
 
 
 class Batching:
@@ -15,7 +18,11 @@ class Batching:
     def __init__(self, folder: str, dtype: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
         config = GenerationConfig(do_sample=False, pad_token_id=0)
-        self._manager = model.init_continuous_batching(generation_config=config)
+        # Left alone it takes most of the machine's memory, which it shares with the other sides.
+        room = ContinuousBatchingConfig(num_blocks=BLOCKS)
+        self._manager = model.init_continuous_batching(
+            generation_config=config, continuous_batching_config=room
+        )
         self._manager.start()
 
     def batch(self, prompts: list[list[int]], max_tokens: int, streams: int) -> dict:

@@ -7,7 +7,7 @@ import sys
 
 # One process: the engine's own core process would share two cores with this one.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
 from jobs import Traces, serve
 from vllm import LLM, SamplingParams
