@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
-from lmtp_replicate.engine.options import PackLinears
+from lmtp_replicate.engine.options import LoadOptions, PackLinears
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,11 @@ class EngineSettings:
     chunk_tokens: int = 512
     pack_linears: PackLinears = "all"
     reuse_prefixes: bool = True
+
+    @classmethod
+    def of(cls, options: LoadOptions) -> Self:
+        """The settings that come with a model's options; all others are the defaults."""
+        return cls(kv_cache_bytes=options.kv_cache_bytes, pack_linears=options.pack_linears)
 
     def __post_init__(self) -> None:
         for name in ("page_tokens", "max_streams", "chunk_tokens"):

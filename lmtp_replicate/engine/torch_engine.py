@@ -98,10 +98,7 @@ def open_engine(
     model: str | Path, options: LoadOptions, settings: EngineSettings | None = None
 ) -> TorchEngine:
     """Load `model` (a directory or a Hub id), prove its path and start. Raises ModelLoadError."""
-    settings = settings or EngineSettings(
-        kv_cache_bytes=options.kv_cache_bytes, pack_linears=options.pack_linears
-    )
-    return TorchEngine(load(model, options), settings)
+    return TorchEngine(load(model, options), settings or EngineSettings.of(options))
 
 
 def _pages(loaded: LoadedModel, verdict: Verdict, settings: EngineSettings) -> int:

@@ -46,7 +46,7 @@ class CogRunner:
         config = RunnerConfig.read(directory)
         loaded = load(directory / config.model, config.load)
         named = replace(loaded, model_id=config.source.repo, revision=config.source.revision)
-        engine = TorchEngine(named, EngineSettings(kv_cache_bytes=config.load.kv_cache_bytes))
+        engine = TorchEngine(named, EngineSettings.of(config.load))
         text = None
         if loaded.tokenizer is not None:
             text = TextMode(loaded.tokenizer, loaded.eos_token_ids)

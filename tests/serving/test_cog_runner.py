@@ -109,7 +109,8 @@ async def test_a_work_directory_with_a_real_model(tiny_llama: Path, tmp_path: Pa
     with_schema(folder, TEMPLATE.read_text())
     shutil.copytree(tiny_llama, folder / "checkpoints")
     source = {"repo": "org/tiny", "revision": "abc"}
-    config = {"model": "checkpoints", "source": source, "load": {"dtype": "float32"}}
+    options = {"dtype": "float32", "pack_linears": "none"}
+    config = {"model": "checkpoints", "source": source, "load": options}
     (folder / "config.json").write_text(json.dumps(config))
     ops = [OP, ["MODEL_INFO", {"stream_id": 2}]]
     with coglet(folder) as runtime:
@@ -122,6 +123,7 @@ async def test_a_work_directory_with_a_real_model(tiny_llama: Path, tmp_path: Pa
     items = LineDecoder().feed("".join(answer["output"]))
     (info,) = [item for item in items if isinstance(item, Info)]
     assert (info.model_info["model"], info.model_info["revision"]) == ("org/tiny", "abc")
+    assert info.model_info["details"]["linears"] == "plain"
     found = [item for item in items if isinstance(item, TokenItem)]
     assert len(found) == 100
     assert all(math.isfinite(item.logprob) and item.logprob < 0 for item in found)
