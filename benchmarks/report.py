@@ -36,6 +36,8 @@ def section(result: Result) -> str:
         parts.append(plain_table(result))
     else:
         parts += [table(result, figure) for figure in figures]
+    if result.comparison == "engine" and result.dtype == "float32":
+        parts.append(f"![Throughput and latency against streams]({DOCUMENT.stem}.png)")
     if result.agreement:
         parts += ["**Correctness guard**", agreement_table(result)]
     return "\n\n".join(parts)
