@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from lmtp_replicate.errors import ModelLoadError
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",

@@ -242,6 +242,8 @@ def test_names_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="neither a directory nor a Hub id"):
         load(tmp_path / "absent", LoadOptions())
     with pytest.raises(ModelLoadError, match="neither a directory nor a Hub id"):
+        load("./absent", LoadOptions())
+    with pytest.raises(ModelLoadError, match="neither a directory nor a Hub id"):
         load("a/b/c", LoadOptions())
     with pytest.raises(ModelLoadError, match=r"config\.json"):
         load(tmp_path, LoadOptions())
