@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lmtp_replicate.client.hub import process_hub
 from lmtp_replicate.gateway import Gateway
 
@@ -36,6 +38,11 @@ class GatewayThread:
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+    def lead_here(self, environment: pytest.MonkeyPatch) -> None:
+        """Have clients use this gateway."""
+        environment.setenv("REPLICATE_BASE_URL", self.gateway.url)
+        environment.setenv("REPLICATE_API_TOKEN", TOKEN)
 
     def predictions(self) -> set[str]:
         """The ids of the newest predictions, at most 100."""

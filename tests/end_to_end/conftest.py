@@ -18,7 +18,7 @@ from lmtp_replicate.client.hub import close_process_hub
 from lmtp_replicate.demo.workspace import SHIPPED_MODEL
 from lmtp_replicate.engine.loading import LoadedModel, load
 from lmtp_replicate.engine.options import LoadOptions
-from tests.gateway_thread import TOKEN, GatewayThread
+from tests.gateway_thread import GatewayThread
 
 SECOND_EOS = 7
 """In the model `two-eos`, this id ends a stream too."""
@@ -52,8 +52,7 @@ def gateway_thread(work: Path) -> Iterator[GatewayThread]:
 def gateway(
     gateway_thread: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[GatewayThread]:
-    monkeypatch.setenv("REPLICATE_BASE_URL", gateway_thread.gateway.url)
-    monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
+    gateway_thread.lead_here(monkeypatch)
     yield gateway_thread
     gateway_thread.wait_until_quiet()
 

@@ -14,7 +14,7 @@ from lmtp_replicate.building.schema import openapi_schema
 from lmtp_replicate.client.hub import close_process_hub
 from tests.client import replicate_double
 from tests.client.replicate_double import ReplicateDouble
-from tests.gateway_thread import TOKEN, GatewayThread
+from tests.gateway_thread import GatewayThread
 from tests.lmql.alphabet import AlphabetEngine, save_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -51,9 +51,18 @@ def gateway_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway
 def gateway(
     gateway_thread: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[GatewayThread]:
-    monkeypatch.setenv("REPLICATE_BASE_URL", gateway_thread.gateway.url)
-    monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
+    gateway_thread.lead_here(monkeypatch)
     yield gateway_thread
+
+
+@pytest.fixture
+def own_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateway_thread: GatewayThread
+) -> Iterator[GatewayThread]:
+    """A gateway that the test may break."""
+    with GatewayThread(work_directory(tmp_path / "alphabet")) as own:
+        own.lead_here(monkeypatch)
+        yield own
 
 
 @pytest.fixture(scope="session")

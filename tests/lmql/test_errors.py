@@ -20,7 +20,6 @@ from lmtp_replicate.errors import (
 )
 from tests.gateway_thread import TOKEN, GatewayThread
 from tests.lmql.alphabet import save_tokenizer
-from tests.lmql.conftest import work_directory
 
 QUERY = 'argmax "abc[X]" where len(TOKENS(X)) < 6'
 
@@ -94,17 +93,6 @@ async def test_a_bad_argument(gateway: GatewayThread, tokenizer: str) -> None:
             tokenizer,
             'sample(temperature=1.0, top_p=7.0) "abc[X]" where len(TOKENS(X)) < 6',
         )
-
-
-@pytest.fixture
-def own_gateway(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateway_thread: GatewayThread
-) -> GatewayThread:
-    """A gateway that the test may break."""
-    with GatewayThread(work_directory(tmp_path / "alphabet")) as own:
-        monkeypatch.setenv("REPLICATE_BASE_URL", own.gateway.url)
-        monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
-        yield own
 
 
 @pytest.mark.slow

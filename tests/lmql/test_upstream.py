@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.gateway_thread import GatewayThread
 from tests.lmql.alphabet import CRASH
-from tests.lmql.conftest import work_directory
 from tests.upstream import run_upstream
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def breakable(tmp_path: Path, gateway_thread: GatewayThread) -> Iterator[GatewayThread]:
-    with GatewayThread(work_directory(tmp_path / "alphabet")) as own:
-        yield own
 
 
 def query(prompt: str, tokenizer: str) -> str:
@@ -34,9 +25,9 @@ def test_a_query_is_answered(gateway: GatewayThread, tokenizer: str) -> None:
 
 
 def test_an_engine_that_fails_in_mid_stream_never_hangs_it(
-    breakable: GatewayThread, tokenizer: str
+    own_gateway: GatewayThread, tokenizer: str
 ) -> None:
     """An error after the fourth token would make LMQL wait for ever."""
-    done = run_upstream(query(f"{CRASH}ab", tokenizer), breakable.gateway.url)
+    done = run_upstream(query(f"{CRASH}ab", tokenizer), own_gateway.gateway.url)
     assert done.returncode != 0
     assert "Error" in done.stderr
