@@ -11,17 +11,18 @@ An endpoint names a model on Replicate, a deployment there, or an LMTP websocket
 ``http(s)://HOST``, ``HOST:PORT``      the same, as LMQL spells it
 ====================================== =========================================================
 
-A `replicate:` endpoint may carry settings: ``replicate:ORG/MODEL?boot_timeout=600``.
+A `replicate:` endpoint may carry settings: ``replicate:ORG/MODEL?boot_timeout=600`` (see
+`settings`).
 """
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from lmtp_replicate.client.settings import Patience, Savings, read_settings
 from lmtp_replicate.errors import EndpointError
 
 FORMS: Final = (
@@ -33,18 +34,6 @@ _WEBSOCKET_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 
 
 @dataclass(frozen=True)
-class Patience:
-    """Seconds that a prediction may wait for a cold model (`boot_timeout`), and that a running one
-    may stay silent (`idle_timeout`)."""
-
-    boot_timeout: float = 1800.0
-    idle_timeout: float = 600.0
-
-
-SETTINGS: Final = tuple(field.name for field in fields(Patience))
-
-
-@dataclass(frozen=True)
 class ReplicateEndpoint:
     """A model or deployment on Replicate; a `version` of None means the newest one."""
 
@@ -52,7 +41,8 @@ class ReplicateEndpoint:
     name: str
     version: str | None = None
     is_deployment: bool = False
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
+    savings: Savings = field(default_factory=Savings)
 
     @property
     def label(self) -> str:
@@ -91,29 +81,22 @@ def _replicate(text: str, rest: str, model: str | None) -> ReplicateEndpoint:
     parts = path.split("/")
     if not all(_NAME.fullmatch(part) for part in parts):
         raise _wrong(text, f"{path!r} is not made of names separated by '/'" if path else "no name")
-    patience = _patience(text, query)
+    settings = _settings(text, query)
     match parts:
         case ["deployment", owner, name]:
-            return ReplicateEndpoint(owner, name, is_deployment=True, patience=patience)
+            return ReplicateEndpoint(owner, name, None, True, *settings)
         case [owner, name]:
-            return ReplicateEndpoint(owner, name, patience=patience)
+            return ReplicateEndpoint(owner, name, None, False, *settings)
         case [owner, name, version]:
-            return ReplicateEndpoint(owner, name, version, patience=patience)
+            return ReplicateEndpoint(owner, name, version, False, *settings)
     raise _wrong(text, f"{path!r} has {len(parts)} parts instead of 2 or 3")
 
 
-def _patience(text: str, query: str) -> Patience:
-    given: dict[str, float] = {}
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in SETTINGS:
-            raise _wrong(text, f"unknown setting {key!r}; known are {', '.join(SETTINGS)}")
-        try:
-            given[key] = float(value)
-        except ValueError:
-            given[key] = math.nan
-        if not 0 < given[key] < math.inf:
-            raise _wrong(text, f"{key} must be a number of seconds above 0, not {value!r}")
-    return Patience(**given)
+def _settings(text: str, query: str) -> tuple[Patience, Savings]:
+    try:
+        return read_settings(dict(parse_qsl(query, keep_blank_values=True)))
+    except ValueError as error:
+        raise _wrong(text, str(error)) from None
 
 
 def _websocket(text: str, url: str, model: str | None) -> WebSocketEndpoint:

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from lmtp_replicate.client.endpoint import (
-    Patience,
     ReplicateEndpoint,
     WebSocketEndpoint,
     parse_endpoint,
 )
+from lmtp_replicate.client.settings import Patience, Savings
 from lmtp_replicate.errors import EndpointError
 
 
@@ -21,6 +21,10 @@ from lmtp_replicate.errors import EndpointError
         (
             "replicate:org/model?boot_timeout=60&idle_timeout=0.5",
             ReplicateEndpoint("org", "model", patience=Patience(60.0, 0.5)),
+        ),
+        (
+            "replicate:deployment/org/prod?memory=off&coalesce=on",
+            ReplicateEndpoint("org", "prod", None, True, savings=Savings(memory=False)),
         ),
         ("ws://host:1", WebSocketEndpoint("ws://host:1")),
         ("wss://host/path?q=1", WebSocketEndpoint("wss://host/path?q=1")),
@@ -63,6 +67,7 @@ def test_a_websocket_carries_the_models_name() -> None:
         "replicate:org/model?boot_timeout=soon",
         "replicate:org/model?idle_timeout=-1",
         "replicate:org/model?idle_timeout=nan",
+        "replicate:org/model?memory=maybe",
         "replikate:org/model",
         "org/model",
         "localhost",
