@@ -101,7 +101,8 @@ class ReplicatePeer:
         ops = [*self._introduction(release), *batch.ops]
         extended = release.dialect is Dialect.EXTENDED
         name = f"{self._endpoint.owner}/{self._endpoint.name}"
-        fields = {"ops_batch_json": encode_batch(ops, model=name, extended=extended)}
+        compact = extended and self._endpoint.savings.compact
+        fields = {"ops_batch_json": encode_batch(ops, model=name, extended=compact)}
         if extended:
             fields["encoding"] = release.dialect.value
         body: dict[str, Any] = {"input": fields}

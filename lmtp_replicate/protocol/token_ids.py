@@ -6,7 +6,7 @@ are checked at once, and the culprit is looked for only when there is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import isfinite
 from typing import Any
 
@@ -66,7 +66,7 @@ def read_biases(value: object, field: str) -> dict[int, float]:
             f"{brief(wrong)} is not a finite number", field=f"{field}[{brief(key)}]"
         )
     if not ids or max(ids) <= LIMITS.max_token_id:
-        return dict(zip(ids, biases, strict=True))
+        return dict(value) if ids is value else dict(zip(ids, biases, strict=True))
     known, unknown = {}, 0.0
     for token, bias in zip(ids, biases, strict=True):
         if token <= LIMITS.max_token_id:
@@ -76,7 +76,8 @@ def read_biases(value: object, field: str) -> dict[int, float]:
     return known | {UNKNOWN_ID: unknown}
 
 
-def _read_keys(value: dict[Any, Any], field: str) -> list[int]:
+def _read_keys(value: dict[Any, Any], field: str) -> Collection[int]:
+    """The ids; `value` itself where it has them as integers."""
     kinds = set(map(type, value))
     # int() alone would also take " 1", "+1", "1_0" and digits of other scripts.
     if kinds == {str} and (joined := "".join(value)).isascii() and joined.isdigit() and all(value):
@@ -85,7 +86,7 @@ def _read_keys(value: dict[Any, Any], field: str) -> list[int]:
         except ValueError:  # thousands of digits
             pass
     if kinds == {int} and min(value) >= 0:
-        return list(value)
+        return value
     ids = []
     for key in value:
         digits = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 20

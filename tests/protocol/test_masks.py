@@ -33,6 +33,29 @@ def test_bitsets_hold_what_is_put_in(ids: set[int]) -> None:
     assert not bits.endswith(b"\0")
 
 
+@given(st.sets(st.integers(0, 400), min_size=50), st.integers(0, 5000))
+def test_bitsets_of_many_ids_hold_what_is_put_in(ids: set[int], start: int) -> None:
+    bits = bitset(start + token for token in ids)
+    assert list(members(bits)) == sorted(start + token for token in ids)
+    assert not bits.endswith(b"\0")
+
+
+@given(st.dictionaries(strategies.ids, strategies.biases, max_size=60))
+def test_a_mask_is_what_its_biases_say(biases: dict[int, float]) -> None:
+    """Each id's verdict, one by one, as docs/protocol.md has it."""
+    mask = Mask.from_logit_bias(biases) or Mask()
+    whitelisted = {token for token, bias in biases.items() if bias >= 100}
+    forbidden = {token for token, bias in biases.items() if bias <= -100}
+    if whitelisted:
+        assert mask == Mask(allowed=bitset(whitelisted))
+        return
+    assert mask.allowed is None
+    assert set(members(mask.forbidden)) == forbidden
+    assert dict(mask.added) == {
+        token: bias for token, bias in biases.items() if -100 < bias < 100 and bias != 0
+    }
+
+
 @given(strategies.masks)
 def test_a_mask_can_be_said_as_logit_bias(mask: Mask | None) -> None:
     if mask is not None:
