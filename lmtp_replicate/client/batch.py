@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-from lmtp_replicate.client.channel import Channel
+from lmtp_replicate.client.channel import Sink
 from lmtp_replicate.errors import LmtpReplicateError, StreamError
 from lmtp_replicate.protocol.messages import ErrorItem, Info, Item, Op, Usage, is_last
 
@@ -21,7 +21,7 @@ class Call:
     """An op under its hub-wide id, and where its items go."""
 
     op: Op
-    channel: Channel
+    channel: Sink
 
 
 class Batch:

@@ -6,11 +6,23 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from lmtp_replicate.errors import LmtpReplicateError
 from lmtp_replicate.protocol.messages import Info, StreamItem
 
 Delivery = StreamItem | Info | LmtpReplicateError
+
+
+class Sink(Protocol):
+    """Where a stream's items go. Hub's thread only."""
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody will read any more."""
+
+    def put(self, items: Iterable[Delivery]) -> None:
+        """Hand over `items`, in order."""
 
 
 class Channel:

@@ -18,6 +18,7 @@ from lmtp_replicate.client.channel import Channel
 from lmtp_replicate.client.endpoint import Endpoint, ReplicateEndpoint, parse_endpoint
 from lmtp_replicate.client.hub import Hub, Peer, process_hub
 from lmtp_replicate.client.replicate import ReplicatePeer
+from lmtp_replicate.client.settings import Savings
 from lmtp_replicate.client.token_stream import TokenStream
 from lmtp_replicate.client.websocket import TOKEN_VARIABLE, WebSocketPeer
 from lmtp_replicate.errors import LmtpReplicateError, StreamError, TransportError
@@ -128,6 +129,11 @@ class Client:
         """`model_info`, if it has arrived by now: the first prediction of an endpoint asks for it
         where that costs nothing."""
         return self._peer(process_hub()).info
+
+    @property
+    def savings(self) -> Savings:
+        """Which means of saving predictions the endpoint's text leaves on."""
+        return self._peer(process_hub()).savings
 
     def close(self) -> None:
         """End what this client has open; the readers meet a `TransportError`. Idempotent; any

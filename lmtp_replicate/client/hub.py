@@ -13,14 +13,18 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import aiohttp
 
 from lmtp_replicate.client.batch import Batch, Call
+from lmtp_replicate.client.memory import Memory
+from lmtp_replicate.client.settings import Savings
+from lmtp_replicate.client.shared_stream import SharedStreams
 from lmtp_replicate.errors import TransportError
 from lmtp_replicate.protocol.limits import LIMITS
+from lmtp_replicate.protocol.messages import Generate, Score
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS: Final = 5.0
@@ -33,6 +37,14 @@ class Peer(Protocol):
     @property
     def info(self) -> Mapping[str, Any] | None:
         """The answer to MODEL_INFO, once known."""
+
+    @property
+    def savings(self) -> Savings:
+        """Which means of saving predictions may be used."""
+
+    @property
+    def memory(self) -> Memory:
+        """What its model has said."""
 
     async def run(self, batch: Batch) -> None:
         """Have the batch answered; lasts until nothing of it is left on the server's side. Every
@@ -48,6 +60,7 @@ class Hub:
     def __init__(self) -> None:
         self._ids = itertools.count(1)
         self._batches: dict[int, Batch] = {}
+        self._streams = SharedStreams()
         self._tasks: set[asyncio.Task[None]] = set()
         self._peers: dict[Hashable, Peer] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -97,15 +110,37 @@ class Hub:
         self._disowned = True
 
     def _start(self, peer: Peer, calls: Sequence[Call]) -> None:
-        # Every op passes here once, before it costs anything: an op whose answer is already known
-        # is to be answered here.
-        wanted = [call for call in calls if not call.channel.is_abandoned]
+        wanted = self._not_yet_known(peer, calls)
         for start in range(0, len(wanted), LIMITS.ops_per_batch):
             batch = Batch(wanted[start : start + LIMITS.ops_per_batch])
             self._batches.update((op.stream_id, batch) for op in batch.ops)
             task = self._loop.create_task(self._run(peer, batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _not_yet_known(self, peer: Peer, calls: Iterable[Call]) -> list[Call]:
+        """What must be sent. Every op passes here once, before it costs anything: one whose answer
+        is known is answered, one that equals another in flight joins it."""
+        unknown = []
+        for call in calls:
+            if call.channel.is_abandoned or self._recall(peer, call):
+                continue
+            listener = None
+            if peer.savings.memory and isinstance(call.op, Generate | Score):
+                listener = peer.memory.listener(call.op)
+            sent = self._streams.enter(peer, call, may_join=peer.savings.join, listener=listener)
+            if sent is not None:
+                unknown.append(sent)
+        return unknown
+
+    def _recall(self, peer: Peer, call: Call) -> bool:
+        if not (peer.savings.memory and isinstance(call.op, Score)):
+            return False
+        items = peer.memory.recall(call.op)
+        if items is None:
+            return False
+        call.channel.put(items)
+        return True
 
     async def _run(self, peer: Peer, batch: Batch) -> None:
         try:
@@ -118,9 +153,10 @@ class Hub:
                 self._batches.pop(op.stream_id, None)
 
     def _leave(self, stream_id: int) -> None:
-        batch = self._batches.get(stream_id)
-        if batch is not None:
-            batch.leave(stream_id)
+        unread = self._streams.leave(stream_id)
+        batch = None if unread is None else self._batches.get(unread)
+        if unread is not None and batch is not None:
+            batch.leave(unread)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -12,6 +12,7 @@ from lmtp_replicate.client.api import Api
 from lmtp_replicate.client.batch import Batch
 from lmtp_replicate.client.endpoint import ReplicateEndpoint
 from lmtp_replicate.client.hub import Hub
+from lmtp_replicate.client.memory import Memory
 from lmtp_replicate.client.prediction import Prediction
 from lmtp_replicate.client.release import Release, find_release
 from lmtp_replicate.errors import (
@@ -39,6 +40,8 @@ class ReplicatePeer:
         self._has_told_of_boot = False
         self.info: Mapping[str, Any] | None = None
         """The answer to MODEL_INFO, once known."""
+        self.savings = endpoint.savings
+        self.memory = Memory(lambda: self.info)
 
     async def run(self, batch: Batch) -> None:
         """Have `batch` answered by one prediction, and cancel it when nobody waits any more."""
@@ -113,6 +116,7 @@ class ReplicatePeer:
             return None
         if not created.get("id"):
             raise TransportError(f"{release.path} answered without the prediction's id")
+        self._see_version(created, release)
         lines = LineDecoder()
         return Prediction(
             self._api,
@@ -123,6 +127,13 @@ class ReplicatePeer:
             on_boot=self._tell_of_boot,
             is_answered=batch.over.is_set,
         )
+
+    def _see_version(self, created: Mapping[str, Any], release: Release) -> None:
+        """A deployment may run another version than before, which has another card and says other
+        things."""
+        is_chosen = release.version is not None
+        if self.memory.see_version(created.get("version"), is_chosen=is_chosen):
+            self._has_asked, self.info = False, None
 
     def _introduction(self, release: Release) -> list[Op]:
         """MODEL_INFO rides in the first prediction, in front, so that its answer comes first."""

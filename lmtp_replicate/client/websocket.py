@@ -12,6 +12,8 @@ import aiohttp
 from lmtp_replicate.client.batch import Batch
 from lmtp_replicate.client.endpoint import WebSocketEndpoint
 from lmtp_replicate.client.hub import Hub
+from lmtp_replicate.client.memory import Memory
+from lmtp_replicate.client.settings import Savings
 from lmtp_replicate.errors import (
     AuthenticationError,
     LmtpReplicateError,
@@ -49,6 +51,10 @@ class WebSocketPeer:
         self._connecting = asyncio.Lock()
         self.info: Mapping[str, Any] | None = None
         """The answer to MODEL_INFO, once known."""
+        # An op on an open connection costs no prediction, and nothing tells that the model behind
+        # an address has become another one.
+        self.savings = Savings(memory=False, join=False)
+        self.memory = Memory(lambda: self.info)
 
     async def run(self, batch: Batch) -> None:
         """Have `batch` answered; each stream ends by itself, or with the connection."""

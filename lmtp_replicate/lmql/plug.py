@@ -109,6 +109,14 @@ def _subclass(upstream: Any) -> Any:
             )
             self.connected_signal.set()
 
+        async def compute_logits_mask(self, *args: Any, **kwargs: Any) -> Any:
+            """As usual. `generate` goes on from here to our client, and lets no other op in
+            between; of what LMQL knows about the length it only passes on a number."""
+            computed = await super().compute_logits_mask(*args, **kwargs)
+            if isinstance(self.client, LMTPReplicateClient):
+                self.client.hint = computed.max_tokens_hints[0]
+            return computed
+
         def close(self) -> None:
             """The query is over."""
             self._forget_query()
