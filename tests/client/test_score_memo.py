@@ -49,13 +49,13 @@ def test_it_is_bounded_and_keeps_what_was_used_last(most: int, told) -> None:
     for prompt, following in told:
         tell(memo, prompt, following)
         assert len(memo) <= most
-    memo.learn(Prefix([1]), {2: -0.5})
+    memo.learn(Prefix([8]), {2: -0.5})
     for token in range(10, 10 + most - 1):
         memo.learn(Prefix([9]), {token: -1.0})
-        assert memo.recall([1], [2]) == [-0.5]
+        assert memo.recall([8], [2]) == [-0.5]
     for token in range(20, 20 + most):
         memo.learn(Prefix([9]), {token: -1.0})
-    assert memo.recall([1], [2]) is None
+    assert memo.recall([8], [2]) is None
 
 
 def test_the_first_answer_stays() -> None:
