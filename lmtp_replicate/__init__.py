@@ -6,7 +6,7 @@ Importing this package makes unmodified LMQL use our client for ``endpoint="repl
 
 from importlib.metadata import PackageNotFoundError, version
 
-from lmtp_replicate.client import connect
+from lmtp_replicate.client import Stats, connect, stats
 from lmtp_replicate.errors import LmtpReplicateError
 from lmtp_replicate.lmql import install
 
@@ -17,4 +17,4 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 install()
 
-__all__ = ["LmtpReplicateError", "__version__", "connect"]
+__all__ = ["LmtpReplicateError", "Stats", "__version__", "connect", "stats"]

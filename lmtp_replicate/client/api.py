@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import aiohttp
 
 from lmtp_replicate.client.account import Account
 from lmtp_replicate.client.retry import Failure, delay_before_retry, requested_delay
+from lmtp_replicate.client.stats import Stats
 from lmtp_replicate.errors import (
     AuthenticationError,
     EndpointError,
@@ -34,11 +35,14 @@ _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=90)
 
 
 class Api:
-    """`account`'s API. Paths are relative to its base URL."""
+    """`account`'s API. Paths are relative to its base URL. `count` is told what it costs."""
 
-    def __init__(self, account: Account, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, account: Account, session: aiohttp.ClientSession, count: Callable[[Stats], None]
+    ) -> None:
         self._account = account
         self._session = session
+        self.count = count
 
     async def get(self, path: str, *, is_first_call: bool = False) -> Mapping[str, Any]:
         """The object at `path`. A first call gives up sooner when nobody can be reached, since
@@ -58,12 +62,14 @@ class Api:
         """
         return await self._request("POST", path, body, repeatable=False, give_up=give_up)
 
-    async def cancel(self, path: str) -> None:
-        """Cancel the prediction; one that is over or unknown is no error."""
+    async def cancel(self, path: str) -> Mapping[str, Any]:
+        """Cancel the prediction, and tell what it is then; one that is over or unknown is no
+        error."""
         try:
-            await self._request("POST", path, None, repeatable=True)
+            return await self._request("POST", path, None, repeatable=True) or {}
         except EndpointError as error:
             log.debug("nothing to cancel: %s", error)
+            return {}
 
     def open_stream(
         self, url: str, last_event_id: str | None
@@ -90,6 +96,8 @@ class Api:
         for attempt in itertools.count(1):
             if give_up.is_set():
                 break
+            if attempt > 1:
+                self.count(Stats(retries=1))
             outcome = await self._attempt(method, url, body)
             if not isinstance(outcome, _Refusal):
                 return outcome
@@ -109,10 +117,16 @@ class Api:
         self, method: str, url: str, body: Mapping[str, Any] | None
     ) -> Mapping[str, Any] | _Refusal:
         headers = self._account.headers_for(url)
+        data = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            data = json.dumps(body).encode()
+            self.count(Stats(bytes_sent=len(data)))
         try:
             async with self._session.request(
-                method, url, json=body, headers=headers, timeout=_TIMEOUT
+                method, url, data=data, headers=headers, timeout=_TIMEOUT
             ) as response:
+                self.count(Stats(bytes_received=len(await response.read())))
                 text = await response.text(errors="replace")
                 answer = _json(text)
                 if response.ok and isinstance(answer, Mapping):

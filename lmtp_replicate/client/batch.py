@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmtp_replicate.client.channel import Sink
+from lmtp_replicate.client.entries import BatchEntry
+from lmtp_replicate.client.query import Query
 from lmtp_replicate.errors import LmtpReplicateError, StreamError
 from lmtp_replicate.protocol.messages import ErrorItem, Info, Item, Op, Usage, is_last
 
@@ -18,16 +20,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Call:
-    """An op under its hub-wide id, and where its items go."""
+    """An op under its hub-wide id, where its items go, and whose it is."""
 
     op: Op
     channel: Sink
+    query: Query
 
 
 class Batch:
     """Sends each item to its stream, and knows when nobody waits for more. Hub's thread only."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], entry: BatchEntry) -> None:
+        self.entry = entry
+        """Where its costs are counted."""
         self.ops: Sequence[Op] = [call.op for call in calls]
         self._open = {call.op.stream_id: call.channel for call in calls}
         self.over = asyncio.Event()
@@ -44,6 +49,8 @@ class Batch:
     def deliver(self, items: Iterable[Item]) -> None:
         """Hand each item to its stream. A stream ends at its own last item; what a server sends
         after that (upstream's repeats it) is dropped."""
+        items = list(items)
+        self.entry.received(items)
         arrived: dict[int, list[Item]] = {}
         for item in items:
             match item:

@@ -17,8 +17,10 @@ from lmtp_replicate.client.burst import send
 from lmtp_replicate.client.channel import Channel
 from lmtp_replicate.client.endpoint import Endpoint, ReplicateEndpoint, parse_endpoint
 from lmtp_replicate.client.hub import Hub, Peer, process_hub
+from lmtp_replicate.client.query import Query
 from lmtp_replicate.client.replicate import ReplicatePeer
 from lmtp_replicate.client.settings import Savings
+from lmtp_replicate.client.stats import Stats
 from lmtp_replicate.client.token_stream import TokenStream
 from lmtp_replicate.client.websocket import TOKEN_VARIABLE, WebSocketPeer
 from lmtp_replicate.errors import LmtpReplicateError, StreamError, TransportError
@@ -55,6 +57,7 @@ class Client:
         self._address, self._make_peer = _peer_for(parse_endpoint(endpoint, model=model))
         self._streams: WeakSet[TokenStream] = WeakSet()
         self._is_closed = False
+        self._query = Query()
 
     def generate(
         self,
@@ -135,6 +138,17 @@ class Client:
         """Which means of saving predictions the endpoint's text leaves on."""
         return self._peer(process_hub()).savings
 
+    @property
+    def stats(self) -> Stats:
+        """What this client's ops have cost so far; of a prediction that other clients share, all
+        of it."""
+        return self._query.tally.stats
+
+    def when_settled(self, tell: Callable[[Stats], None]) -> None:
+        """Call `tell` with the final `stats` as soon as nothing runs any more for this client's
+        ops: at once, or later, on another thread."""
+        self._query.when_settled(tell)
+
     def close(self) -> None:
         """End what this client has open; the readers meet a `TransportError`. Idempotent; any
         thread."""
@@ -166,7 +180,7 @@ class Client:
         hub = process_hub()
         stream_id = hub.next_id()
         channel = Channel(asyncio.get_running_loop(), partial(hub.leave, stream_id))
-        send(hub, self._peer(hub), Call(replace(op, stream_id=stream_id), channel))
+        send(hub, self._peer(hub), Call(replace(op, stream_id=stream_id), channel, self._query))
         return channel
 
     def _peer(self, hub: Hub) -> Peer:

@@ -57,6 +57,12 @@ class WebSocketEndpoint:
     url: str
     model: str = ""
 
+    @property
+    def label(self) -> str:
+        """How messages name it: the URL without what it may hold of secrets."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
 
 Endpoint = ReplicateEndpoint | WebSocketEndpoint
 

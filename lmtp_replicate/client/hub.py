@@ -19,9 +19,11 @@ from typing import Any, Final, Protocol
 import aiohttp
 
 from lmtp_replicate.client.batch import Batch, Call
+from lmtp_replicate.client.ledger import Ledger
 from lmtp_replicate.client.memory import Memory
 from lmtp_replicate.client.settings import Savings
 from lmtp_replicate.client.shared_stream import SharedStreams
+from lmtp_replicate.client.stats import Tally
 from lmtp_replicate.errors import TransportError
 from lmtp_replicate.protocol.limits import LIMITS
 from lmtp_replicate.protocol.messages import Generate, Score
@@ -33,6 +35,14 @@ FAREWELL_SECONDS: Final = 5.0
 
 class Peer(Protocol):
     """One endpoint, seen through one account."""
+
+    @property
+    def label(self) -> str:
+        """What messages and traces call it."""
+
+    @property
+    def tally(self) -> Tally:
+        """Where its costs are counted."""
 
     @property
     def info(self) -> Mapping[str, Any] | None:
@@ -61,6 +71,7 @@ class Hub:
         self._ids = itertools.count(1)
         self._batches: dict[int, Batch] = {}
         self._streams = SharedStreams()
+        self._ledger = Ledger()
         self._tasks: set[asyncio.Task[None]] = set()
         self._peers: dict[Hashable, Peer] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -110,9 +121,12 @@ class Hub:
         self._disowned = True
 
     def _start(self, peer: Peer, calls: Sequence[Call]) -> None:
-        wanted = self._not_yet_known(peer, calls)
+        wanted = [call for call in calls if not call.channel.is_abandoned]
+        wanted = self._not_yet_known(peer, self._ledger.asked(peer.label, peer.tally, wanted))
         for start in range(0, len(wanted), LIMITS.ops_per_batch):
-            batch = Batch(wanted[start : start + LIMITS.ops_per_batch])
+            together = wanted[start : start + LIMITS.ops_per_batch]
+            entry = self._ledger.open_batch([call.op for call in together], peer.tally)
+            batch = Batch(together, entry)
             self._batches.update((op.stream_id, batch) for op in batch.ops)
             task = self._loop.create_task(self._run(peer, batch))
             self._tasks.add(task)
@@ -123,13 +137,15 @@ class Hub:
         is known is answered, one that equals another in flight joins it."""
         unknown = []
         for call in calls:
-            if call.channel.is_abandoned or self._recall(peer, call):
+            if self._recall(peer, call):
                 continue
             listener = None
             if peer.savings.memory and isinstance(call.op, Generate | Score):
                 listener = peer.memory.listener(call.op)
             sent = self._streams.enter(peer, call, may_join=peer.savings.join, listener=listener)
-            if sent is not None:
+            if sent is None:
+                self._ledger.joined(call.op)
+            else:
                 unknown.append(sent)
         return unknown
 
@@ -139,6 +155,7 @@ class Hub:
         items = peer.memory.recall(call.op)
         if items is None:
             return False
+        self._ledger.recalled(call.op)
         call.channel.put(items)
         return True
 
@@ -151,8 +168,10 @@ class Hub:
         finally:
             for op in batch.ops:
                 self._batches.pop(op.stream_id, None)
+            batch.entry.close()
 
     def _leave(self, stream_id: int) -> None:
+        self._ledger.left(stream_id)
         unread = self._streams.leave(stream_id)
         batch = None if unread is None else self._batches.get(unread)
         if unread is not None and batch is not None:
@@ -185,6 +204,7 @@ class Hub:
             await peer.close()
         if self._session is not None:
             await self._session.close()
+        self._ledger.close()
 
 
 class _Process:

@@ -19,6 +19,7 @@ import aiohttp
 from lmtp_replicate.client.api import Api
 from lmtp_replicate.client.endpoint import ReplicateEndpoint
 from lmtp_replicate.client.sse import Event, EventDecoder
+from lmtp_replicate.client.stats import Stats
 from lmtp_replicate.errors import PredictionError, TransportError
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,10 @@ LOG_LINES: Final = 10
 
 
 class Prediction:
-    """Follows one prediction. `on_text` gets each new piece of output, `on_end` is
-    called after the last one where the end was not clear; `on_boot` is told when the
-    prediction waits for a cold model; `is_answered` says whether all that was asked for is in."""
+    """Follows one prediction. `on_state` gets what Replicate says of it; `on_text` gets each new
+    piece of output, `on_end` is called after the last one where the end was not clear; `on_boot`
+    is told when the prediction waits for a cold model; `is_answered` says whether all that was
+    asked for is in."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Prediction:
         endpoint: ReplicateEndpoint,
         created: Mapping[str, Any],
         *,
+        on_state: Callable[[Mapping[str, Any]], None],
         on_text: Callable[[str], None],
         on_end: Callable[[], None],
         on_boot: Callable[[], None],
@@ -56,6 +59,7 @@ class Prediction:
         # `urls.get` may lead around the proxy or host name that the user has chosen; this does not.
         self.path = f"/predictions/{quote(self.id, safe='')}"
         self._stream_url = (created.get("urls") or {}).get("stream")
+        self._on_state = on_state
         self._on_text = on_text
         self._on_end = on_end
         self._on_boot = on_boot
@@ -104,6 +108,7 @@ class Prediction:
                     self._check_gone(response.status)
                     return False
                 async for chunk in response.content.iter_any():
+                    self._api.count(Stats(bytes_received=len(chunk)))
                     for event in decoder.feed(chunk):
                         if self._take(event):
                             return True
@@ -134,6 +139,8 @@ class Prediction:
             case "done":
                 # Why it ended badly, and what the stream has lost, the prediction alone tells.
                 self.is_over = self._is_answered() and not _reason_of(event.data)
+                if self.is_over:
+                    self._on_state({"status": "succeeded"})
                 return True
         return False
 
@@ -144,6 +151,7 @@ class Prediction:
 
     def _judge(self, state: Mapping[str, Any]) -> None:
         """Act on the prediction as Replicate describes it."""
+        self._on_state(state)
         status = state.get("status")
         match status:
             case "succeeded":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmtp_replicate.client.account import Account
@@ -15,6 +15,7 @@ from lmtp_replicate.client.hub import Hub
 from lmtp_replicate.client.memory import Memory
 from lmtp_replicate.client.prediction import Prediction
 from lmtp_replicate.client.release import Release, find_release
+from lmtp_replicate.client.stats import Stats, tally_of
 from lmtp_replicate.errors import (
     EndpointError,
     LmtpReplicateError,
@@ -35,6 +36,8 @@ class ReplicatePeer:
         self._hub = hub
         self._endpoint = endpoint
         self._account = account
+        self.label = endpoint.label
+        self.tally = tally_of(endpoint)
         self._release: asyncio.Task[Release] | None = None
         self._has_asked = False
         self._has_told_of_boot = False
@@ -61,9 +64,8 @@ class ReplicatePeer:
             self._release.cancel()
             await asyncio.wait({self._release})
 
-    @property
-    def _api(self) -> Api:
-        return Api(self._account, self._hub.session())
+    def _api(self, count: Callable[[Stats], None]) -> Api:
+        return Api(self._account, self._hub.session(), count)
 
     async def _begin(self, batch: Batch) -> Prediction | None:
         """The created prediction, or None when everybody left before it was."""
@@ -87,7 +89,9 @@ class ReplicatePeer:
     async def _find_release(self, batch: Batch) -> Release | None:
         """What the endpoint stands for, or None when everybody left before that was known."""
         if self._release is None:
-            self._release = asyncio.ensure_future(find_release(self._api, self._endpoint))
+            self._release = asyncio.ensure_future(
+                find_release(self._api(self.tally.add), self._endpoint)
+            )
             self._release.add_done_callback(self._forget_failure)
         looking, leaving = self._release, asyncio.ensure_future(batch.unwanted.wait())
         await asyncio.wait({looking, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,17 +115,21 @@ class ReplicatePeer:
         body: dict[str, Any] = {"input": fields}
         if release.version is not None:
             body["version"] = release.version
-        created = await self._api.create(release.path, body, give_up=batch.unwanted)
+        api = self._api(batch.entry.count)
+        created = await api.create(release.path, body, give_up=batch.unwanted)
         if created is None:
             return None
+        batch.entry.created(len(fields["ops_batch_json"]))
+        batch.entry.saw(created)
         if not created.get("id"):
             raise TransportError(f"{release.path} answered without the prediction's id")
         self._see_version(created, release)
         lines = LineDecoder()
         return Prediction(
-            self._api,
+            api,
             self._endpoint,
             created,
+            on_state=batch.entry.saw,
             on_text=lambda text: self._take_text(batch, lines, text),
             on_end=lambda: batch.deliver(lines.finish()),
             on_boot=self._tell_of_boot,
@@ -157,7 +165,7 @@ class ReplicatePeer:
             batch.fail(error)  # before the cancelling, which may take long or be in vain
         finally:
             if not prediction.is_over:
-                await self._cancel(prediction)
+                await self._cancel(prediction, batch)
 
     async def _read(self, prediction: Prediction, batch: Batch) -> None:
         reading = asyncio.ensure_future(prediction.follow())
@@ -174,9 +182,10 @@ class ReplicatePeer:
             )
         )
 
-    async def _cancel(self, prediction: Prediction) -> None:
+    async def _cancel(self, prediction: Prediction, batch: Batch) -> None:
         try:
-            await self._api.cancel(f"{prediction.path}/cancel")
+            api = self._api(batch.entry.count)
+            batch.entry.saw(await api.cancel(f"{prediction.path}/cancel"))
         except LmtpReplicateError as error:
             log.warning("prediction %s may run on, cancelling it failed: %s", prediction.id, error)
 

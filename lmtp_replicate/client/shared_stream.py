@@ -44,7 +44,7 @@ class SharedStreams:
                 self._to_join[name] = stream
         self._by_reader[call.op.stream_id] = stream
         stream.join(call.op.stream_id, call.channel)
-        return Call(call.op, stream) if is_new else None
+        return replace(call, channel=stream) if is_new else None
 
     def leave(self, stream_id: int) -> int | None:
         """A reader is gone: the id of the stream that was sent for it, if nobody reads that now."""

@@ -14,6 +14,7 @@ from lmtp_replicate.client.endpoint import WebSocketEndpoint
 from lmtp_replicate.client.hub import Hub
 from lmtp_replicate.client.memory import Memory
 from lmtp_replicate.client.settings import Savings
+from lmtp_replicate.client.stats import Stats, tally_of
 from lmtp_replicate.errors import (
     AuthenticationError,
     LmtpReplicateError,
@@ -45,6 +46,8 @@ class WebSocketPeer:
 
     def __init__(self, hub: Hub, endpoint: WebSocketEndpoint, token: str | None) -> None:
         self._hub = hub
+        self.label = endpoint.label
+        self.tally = tally_of(endpoint)
         self._endpoint = endpoint
         self._token = token
         self._connection: _Connection | None = None
@@ -77,7 +80,9 @@ class WebSocketPeer:
         async with self._connecting:
             if self._connection is None or self._connection.is_lost:
                 socket = await self._connect()
-                self._connection = _Connection(socket, self._endpoint, self._take_info)
+                self._connection = _Connection(
+                    socket, self._endpoint, self._take_info, self.tally.add
+                )
                 await self._connection.introduce(self._hub.next_id())
             return self._connection
 
@@ -115,10 +120,12 @@ class _Connection:
         socket: aiohttp.ClientWebSocketResponse,
         endpoint: WebSocketEndpoint,
         on_info: Callable[[Mapping[str, Any]], None],
+        count: Callable[[Stats], None],
     ) -> None:
         self._socket = socket
         self._endpoint = endpoint
         self._on_info = on_info
+        self._count = count
         self._batches: dict[int, Batch] = {}
         self._masks = MaskNames()
         self._extensions: frozenset[str] | None = None
@@ -142,6 +149,7 @@ class _Connection:
         self._batches.update((op.stream_id, batch) for op in batch.ops)
         for op in batch.ops:
             await self._send(op)
+        batch.entry.sent()
 
     async def close(self) -> None:
         """Close the connection; open streams fail."""
@@ -160,6 +168,7 @@ class _Connection:
         assert isinstance(frame, str)
         try:
             await self._socket.send_str(frame)
+            self._count(Stats(bytes_sent=len(frame)))
         except (ConnectionError, aiohttp.ClientError) as error:
             raise self._lost(error) from error
 
@@ -198,6 +207,7 @@ class _Connection:
             self._fail_all(self._lost(self._socket.exception() or reason))
 
     def _take(self, frame: str | bytes) -> None:
+        self._count(Stats(bytes_received=len(frame)))
         arrived: dict[Batch, list[Any]] = {}
         for item in decode_items(frame):
             match item:

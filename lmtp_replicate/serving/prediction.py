@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from queue import Empty, SimpleQueue
 
@@ -17,6 +18,7 @@ class Prediction:
         self._arrived: SimpleQueue[Sequence[Item]] = SimpleQueue()
         self._session = Session(engine, self._arrived.put, dialect=dialect)
         self._cancelled = False
+        self._began = time.monotonic()
 
     def answers(self, ops: Sequence[Op | ErrorItem]) -> Generator[list[Item], None, None]:
         """Lists of items, each at once when there is something, until every op has its ending.
@@ -39,8 +41,9 @@ class Prediction:
         self._session.cancel()
 
     def usage(self) -> Usage:
-        """What the prediction has used so far."""
-        return self._session.usage()
+        """What the prediction has used so far, and for how long it has run."""
+        milliseconds = round((time.monotonic() - self._began) * 1000)
+        return Usage({**self._session.usage().usage, "milliseconds": milliseconds})
 
     def _next_items(self) -> Iterator[Item]:
         """Wait for the next items and take all that has arrived."""
