@@ -14,9 +14,9 @@ from weakref import WeakSet
 
 from lmtp_replicate.client import Client, TokenStream, connect
 from lmtp_replicate.errors import EndpointError, LmtpReplicateError
-from lmtp_replicate.lmql.shape import Lengths, Path
+from lmtp_replicate.lmql.shape import Shape
 from lmtp_replicate.lmql.tokenizers import Tokenizer, eos_aliases, warn_of_wrong_tokenizer
-from lmtp_replicate.protocol.messages import Generate, TokenItem
+from lmtp_replicate.protocol.messages import TokenItem
 
 log = logging.getLogger(__name__)
 _IGNORED = frozenset({"length_penalty"})
@@ -40,8 +40,7 @@ class LMTPReplicateClient:
         self._tokenizer = tokenizer
         self._connected: Client | None = None
         self._streams: WeakSet[TokenStream] = WeakSet()
-        self._greedy: WeakSet[_Continuation] = WeakSet()
-        self._lengths = Lengths()
+        self._shape = Shape()
         self._aliases: Mapping[int, int] | None = None
         self._is_closed = False
         self.hint: int | None = None
@@ -57,20 +56,8 @@ class LMTPReplicateClient:
         stream = self._client().generate(prompt, **wanted)
         self._streams.add(stream)
         hint, self.hint = self.hint, None
-        return self._shaped(stream, hint) if self._is_shaping else _Continuation(stream, self)
-
-    def _shaped(self, stream: TokenStream, hint: int | None) -> _Continuation:
-        op = stream.op
-        assert isinstance(op, Generate)
-        self._end_superseded(op.prompt)
-        op = stream.op = self._lengths.fit(op, hint)
-        path = None
-        if op.sampling.temperature == 0 and op.top_logprobs <= 1:
-            path = Path(op.prompt)
-        continuation = _Continuation(stream, self, path)
-        if path is not None:
-            self._greedy.add(continuation)
-        return continuation
+        is_shaped = self._client().savings.shape
+        return _Continuation(self._shape.shaped(stream, hint) if is_shaped else stream, self)
 
     def score(
         self, prompt: Sequence[int], scored_prompt: Sequence[int], **parameters: Any
@@ -78,8 +65,8 @@ class LMTPReplicateClient:
         """The scored tokens, as LMQL's dicts; LMQL passes their errors on, whenever they come."""
         stream = self._client().score(prompt, scored_prompt, **parameters)
         self._streams.add(stream)
-        if self._is_shaping:
-            self._end_superseded(stream.op.prompt)
+        if self._client().savings.shape:
+            self._shape.turn(stream.op.prompt)
         return _Scores(stream)
 
     async def request(self, name: str, _payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,19 +98,6 @@ class LMTPReplicateClient:
                 self._aliases = eos_aliases(self._tokenizer, info)
         return self._aliases or {}
 
-    @property
-    def _is_shaping(self) -> bool:
-        return self._client().savings.shape
-
-    def _end_superseded(self, prompt: Sequence[int]) -> None:
-        """End the streams that LMQL, which goes on from `prompt`, cannot use any more."""
-        for continuation in list(self._greedy):
-            continuation.turn(prompt)
-
-    def note(self, op: Generate, token: int) -> None:
-        """The first token that answers `op`."""
-        self._lengths.note(op, token)
-
     def _client(self) -> Client:
         if self._is_closed:
             raise EndpointError("the query that this client was made for is over")
@@ -133,15 +107,11 @@ class LMTPReplicateClient:
 
 
 class _Continuation(AsyncIterator[dict[str, Any]]):
-    """A GENERATE stream that raises only before its first item, and ends where LMQL leaves its
-    `path`."""
+    """A GENERATE stream that raises only before its first item."""
 
-    def __init__(
-        self, stream: TokenStream, client: LMTPReplicateClient, path: Path | None = None
-    ) -> None:
+    def __init__(self, stream: AsyncIterator[TokenItem], client: LMTPReplicateClient) -> None:
         self._stream = stream
         self._client = client
-        self._path = path
         self._has_begun = False
 
     async def __anext__(self) -> dict[str, Any]:
@@ -152,19 +122,8 @@ class _Continuation(AsyncIterator[dict[str, Any]]):
                 raise
             log.warning("a stream ended early; LMQL asks again: %s", error)
             raise StopAsyncIteration from None
-        translated = self._client.translate(item)
-        if not self._has_begun:
-            assert isinstance(self._stream.op, Generate)
-            self._client.note(self._stream.op, translated["token"])
         self._has_begun = True
-        if self._path is not None and not self._path.add(translated["token"]):
-            self._stream.close()
-        return translated
-
-    def turn(self, prompt: Sequence[int]) -> None:
-        """LMQL goes on from `prompt`."""
-        if self._has_begun and self._path is not None and not self._path.turn(prompt):
-            self._stream.close()
+        return self._client.translate(item)
 
 
 class _Scores(AsyncIterator[dict[str, Any]]):

@@ -1,78 +1,67 @@
-"""How many tokens of a stream LMQL can use, and until when.
-
-LMQL 0.7.3 files a whole stream under the mask of its first token. So of a stream under a whitelist
-it uses the first token, and more only where the next whitelist is the same. Where the query does
-not say how many tokens there may be it asks for 16, then for 16 more, and so on.
-"""
+"""The streams of one query: as long as LMQL can use them, and ended when it no longer does."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Final
+from collections.abc import AsyncIterator, Sequence
+from weakref import WeakSet
 
-from lmtp_replicate.protocol.messages import Generate
-
-CHUNK: Final = 16
-"""What LMQL asks for without a hint, unless it is told otherwise by `chunksize=`."""
-WITHOUT_HINT: Final = 64
-"""What it gets then."""
-BEAM: Final = 16
-"""Beams soon part from the likeliest path, and what follows on it then is not used."""
-REMEMBERED: Final = 64
-"""Answers under a whitelist; of more beams or samples than that some lose their thread."""
+from lmtp_replicate.client import TokenStream
+from lmtp_replicate.lmql.lengths import Lengths
+from lmtp_replicate.protocol.messages import Generate, TokenItem
 
 
-class Lengths:
-    """Chooses `max_tokens` for the ops of one query."""
+class Shape:
+    """See the module. Where LMQL has one sequence under way, as at temperature 0 without beams, a
+    later op tells which way it has gone. Should it go several ways after all, a stream that ends
+    too soon is asked for again."""
 
     def __init__(self) -> None:
-        self._answered: deque[int] = deque(maxlen=REMEMBERED)
+        self._lengths = Lengths()
+        self._greedy: WeakSet[_ShapedStream] = WeakSet()
 
-    def fit(self, op: Generate, hint: int | None) -> Generate:
-        """`op` as long as LMQL can use it. hint: how many tokens LMQL knows the variable may have,
-        0 when it knows nothing, None when it did not say."""
-        if _has_whitelist(op):
-            # The same whitelist again, right after its token: it may well stay.
-            stays = hash((op.prompt, op.mask)) in self._answered
-            return op if stays else replace(op, max_tokens=1)
-        most = op.max_tokens
-        if hint == 0 and most == CHUNK:
-            most = WITHOUT_HINT
-        if op.top_logprobs > 1:
-            most = min(most, BEAM)
-        return replace(op, max_tokens=most)
+    def shaped(self, stream: TokenStream, hint: int | None) -> AsyncIterator[TokenItem]:
+        """`stream`, which must not have begun, in the place of those that LMQL has left. For `hint`
+        see `Lengths.fit`."""
+        op = stream.op
+        assert isinstance(op, Generate)
+        self.turn(op.prompt)
+        op = stream.op = self._lengths.fit(op, hint)
+        shaped = _ShapedStream(stream, op, self._lengths)
+        if op.sampling.temperature == 0 and op.top_logprobs <= 1:
+            self._greedy.add(shaped)
+        return shaped
 
-    def note(self, op: Generate, token: int) -> None:
-        """The first token of `op`'s answer is `token`."""
-        if _has_whitelist(op):
-            self._answered.append(hash(((*op.prompt, token), op.mask)))
-
-
-class Path:
-    """The tokens of a greedy stream, beside those that LMQL has gone on with.
-
-    With one sequence under way, as at temperature 0 without beams, a later op tells which way LMQL
-    has gone. Should it go several ways after all, a stream that ends too soon is asked for again.
-    """
-
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self._produced = list(prompt)
-        self._wanted: list[int] = []
-
-    def add(self, token: int) -> bool:
-        """The stream has produced `token`; whether it is still of use."""
-        position = len(self._produced)
-        self._produced.append(token)
-        return position >= len(self._wanted) or self._wanted[position] == token
-
-    def turn(self, prompt: Sequence[int]) -> bool:
-        """LMQL asks what comes after `prompt`; whether the stream is still of use."""
-        self._wanted = list(prompt)
-        common = min(len(self._wanted), len(self._produced))
-        return self._wanted[:common] == self._produced[:common]
+    def turn(self, prompt: Sequence[int]) -> None:
+        """LMQL goes on from `prompt`: end what does not lead there."""
+        for stream in list(self._greedy):
+            stream.turn(prompt)
 
 
-def _has_whitelist(op: Generate) -> bool:
-    return op.mask is not None and op.mask.allowed is not None
+class _ShapedStream(AsyncIterator[TokenItem]):
+    """Ends where LMQL has gone another way."""
+
+    def __init__(self, stream: TokenStream, op: Generate, lengths: Lengths) -> None:
+        self._stream = stream
+        self._op = op
+        self._lengths = lengths
+        self._text = list(op.prompt)
+        self._wanted: Sequence[int] = ()
+
+    async def __anext__(self) -> TokenItem:
+        item = await anext(self._stream)
+        position = len(self._text)
+        self._text.append(item.token)
+        if item.finish_reason is not None:
+            self._lengths.note(self._op, self._text[len(self._op.prompt) :])
+        if position < len(self._wanted) and self._wanted[position] != item.token:
+            self._stream.close()
+        return item
+
+    def turn(self, prompt: Sequence[int]) -> None:
+        """LMQL goes on from `prompt`."""
+        if len(self._text) == len(self._op.prompt):
+            return  # it has not begun, and LMQL cannot do without a first token
+        self._wanted = prompt
+        common = min(len(prompt), len(self._text))
+        if list(prompt[:common]) != self._text[:common]:
+            self._stream.close()

@@ -1,0 +1,79 @@
+"""How many tokens of a stream LMQL can use.
+
+LMQL 0.7.3 files a whole stream under the mask of its first token. So of a stream under a whitelist
+it uses one token, and more only while the next whitelist is the same: hardly ever within `X in
+[...]`, often within a number or a REGEX. Where the query does not say how many tokens there may be
+it asks for 16, then for 16 more, and so on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Final, Generic, TypeVar
+
+from lmtp_replicate.protocol.messages import Generate
+
+CHUNK: Final = 16
+"""What LMQL asks for without a hint, unless it is told otherwise by `chunksize=`."""
+WITHOUT_HINT: Final = 64
+"""What it gets then."""
+BEAM: Final = 32
+"""Beams part from the likeliest path sooner or later, and what follows on it then is not used."""
+GROWTH: Final = 4
+"""A whitelist that has stayed after all of a stream gets a stream so many times as long; and so
+many tokens whenever it comes again."""
+REMEMBERED: Final = 256
+
+T = TypeVar("T")
+
+
+class Recent(OrderedDict[Hashable, T], Generic[T]):
+    """The latest `REMEMBERED` entries."""
+
+    def __setitem__(self, key: Hashable, value: T) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > REMEMBERED:
+            self.popitem(last=False)
+
+
+_staying = Recent[bool]()
+"""Whitelists that have stayed, in any query of this process."""
+
+
+class Lengths:
+    """Chooses `max_tokens` for the ops of one query."""
+
+    def __init__(self) -> None:
+        self._ends = Recent[int]()
+        """Where streams under a whitelist have ended, and how long they were."""
+
+    def fit(self, op: Generate, hint: int | None) -> Generate:
+        """`op` as long as LMQL can use it. hint: how many tokens LMQL knows the variable may have,
+        0 when it knows nothing, None when it did not say."""
+        most = op.max_tokens
+        if hint == 0 and most == CHUNK:
+            most = WITHOUT_HINT
+        if op.top_logprobs > 1:
+            most = min(most, BEAM)
+        if _has_whitelist(op):
+            most = min(most, self._within_whitelist(op))
+        return replace(op, max_tokens=most)
+
+    def _within_whitelist(self, op: Generate) -> int:
+        length = self._ends.get(hash((op.prompt, op.mask)))
+        if length is None:
+            return GROWTH if hash(op.mask) in _staying else 1
+        _staying[hash(op.mask)] = True
+        return GROWTH * length
+
+    def note(self, op: Generate, tokens: Sequence[int]) -> None:
+        """`op` was answered by `tokens`."""
+        if _has_whitelist(op):
+            self._ends[hash(((*op.prompt, *tokens), op.mask))] = len(tokens)
+
+
+def _has_whitelist(op: Generate) -> bool:
+    return op.mask is not None and op.mask.allowed is not None
