@@ -57,7 +57,8 @@ class SharedStreams:
         return stream.stream_id
 
     def _forget(self, stream: SharedStream) -> None:
-        self._to_join.pop(stream.name, None)
+        if self._to_join.get(stream.name) is stream:
+            del self._to_join[stream.name]
         for reader in stream.readers:
             self._by_reader.pop(reader, None)
 
