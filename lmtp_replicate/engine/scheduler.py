@@ -1,9 +1,10 @@
 """Who is in the next step, and with how many tokens. No torch here.
 
 Every step runs the newest token of each decoding stream and then chunks of prompts, oldest stream
-first, within the budget of `Pace`. Strict order of arrival is the guard against starvation: nobody
-overtakes in the queue for pages, the budget goes to the oldest first, and when pages run out the
-youngest stream is paused, so the oldest always gets on. A stream whose next tokens an older one is
+first, within the room that `Pace` tells. The order of arrival is the guard against starvation:
+nobody overtakes in the queue for pages, the room goes to the oldest first (what a long prompt must
+leave to others goes to short ones behind it), and when pages run out the youngest stream is paused,
+so the oldest always gets on. A stream whose next tokens an older one is
 running too (its leader) runs nothing: it copies them step by step, until it needs others.
 """
 
@@ -15,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lmtp_replicate.engine.pace import Pace
+from lmtp_replicate.engine.pace import Pace, Room
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool, Span
 from lmtp_replicate.engine.prefix import Match, PrefixIndex
 from lmtp_replicate.engine.stream import Stream
@@ -101,7 +102,7 @@ class Scheduler:
         self._admit_waiting(plan)
         plan.works = [Work(s, s.cached, 1) for s in self.running if s.is_decoding]
         plan.decoding = len(plan.works)
-        plan.works += self._chunks(self._pace.budget(plan.decoding))
+        plan.works += self._chunks(self._pace.room(plan.decoding))
         assert plan.works or not self.streams, "streams wait although nothing runs"
         return plan
 
@@ -222,23 +223,26 @@ class Scheduler:
         if rest:
             plan.changes.append(Clear(self._pool.place(place, stream.to_run), rest))
 
-    def _chunks(self, budget: int) -> list[Work]:
+    def _chunks(self, room: Room) -> list[Work]:
         works: list[Work] = []
-        rows = MOST_ROWS
+        used, rows = 0, MOST_ROWS
         for stream in self.running:
             if stream.is_decoding or stream.leader is not None:
                 continue
             count = stream.missing
             if not self._whole_prompts:
+                if stream.is_short is None and room.short > room.long:
+                    stream.is_short = room.is_short(count)
+                left = max(0, (room.short if stream.is_short else room.long) - used)
                 unwanted = max(0, stream.first_row - stream.cached)
-                count = min(count, budget, unwanted + rows)
+                count = min(count, left, unwanted + rows)
                 if count == 1 < stream.missing:
                     # Attention reads single tokens in one batch, beyond what this stream has
                     # written: only its last token may be run alone.
                     count = 0 if works else 2
             if count:
                 works.append(Work(stream, stream.cached, count))
-                budget -= min(count, budget)
+                used += count
                 rows -= len(works[-1].rows)
         return works
 

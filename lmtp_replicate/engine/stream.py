@@ -37,6 +37,8 @@ class Stream:
     place: Span | None = None
     leader: Stream | None = None
     """The older stream that is running what this one needs next, and is to be copied from."""
+    is_short: bool | None = None
+    """Whether what is missing is run within a few steps; decided when its first chunk is."""
     answered: int = 0
     """How many items were delivered."""
 
@@ -86,3 +88,4 @@ class Stream:
         self.cached = 0
         self.place = None
         self.leader = None
+        self.is_short = None

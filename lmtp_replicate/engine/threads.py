@@ -1,16 +1,28 @@
-"""How many threads one operator may use.
+"""The threads of torch's operators: how many, and whose.
 
 torch starts one per core of the machine. In a container with a CPU quota that is too many: they
 wait for each other at the end of each operator while the quota holds one of them back, and a step
 takes many times as long as with fewer.
+
+Every thread of ours that calls torch gets workers of its own from libgomp, for as long as it lives.
+As soon as these are more than there are cores, libgomp lets workers fall asleep at the end of each
+operator instead of looking for the next one a moment longer (GOMP_SPINCOUNT in
+https://gcc.gnu.org/onlinedocs/libgomp/Environment-Variables.html), and waking them takes longer
+than a small operator: a decode step of 16 ms took 22. So the engine's thread must be the only one.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 _CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -29,6 +41,25 @@ def limit_threads(cgroups: Path = _CGROUPS) -> tuple[int, str]:
         return before, "as torch chose"
     torch.set_num_threads(limit)
     return limit, f"{cpus} CPUs" if quota is None else f"{cpus} CPUs, a quota of {quota:g}"
+
+
+def in_passing_thread(function: Callable[[], Result]) -> Result:
+    """What `function` returns or raises, called in a thread that ends together with the workers
+    that torch's operators got in it."""
+    outcome: Future[Result] = Future()
+
+    def call() -> None:
+        # A new thread forgets the limit for what MKL and oneDNN do, until it is set in it again.
+        torch.set_num_threads(torch.get_num_threads())
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=call, name="engine-start")
+    thread.start()
+    thread.join()
+    return outcome.result()
 
 
 def _quota(cgroups: Path) -> float | None:

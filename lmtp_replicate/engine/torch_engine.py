@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lmtp_replicate.engine.admission import Admission
+from lmtp_replicate.engine.heap import keep_freed_memory
 from lmtp_replicate.engine.interface import ModelCard, Sink, Ticket
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.loading import LoadedModel, load
@@ -25,7 +26,7 @@ from lmtp_replicate.engine.sampling import Sampler
 from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.settings import EngineSettings
 from lmtp_replicate.engine.step_loop import StepLoop
-from lmtp_replicate.engine.threads import limit_threads
+from lmtp_replicate.engine.threads import in_passing_thread, limit_threads
 from lmtp_replicate.protocol.messages import Generate, Score
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,12 @@ class TorchEngine:
         context_length = min(loaded.context_length, loaded.stable_rope_length or sys.maxsize)
         loaded = replace(loaded, context_length=context_length)
         threads = limit_threads()
-        verdict = prove(
-            loaded.model, loaded.vocab_size, loaded.context_length, settings.pack_linears
+        if loaded.device.type == "cpu":
+            keep_freed_memory()
+        verdict = in_passing_thread(
+            lambda: prove(
+                loaded.model, loaded.vocab_size, loaded.context_length, settings.pack_linears
+            )
         )
         pool = PagePool(_pages(loaded, verdict, settings), settings.page_tokens)
         self._card = _card(loaded, verdict, settings, pool, threads)
@@ -98,7 +103,8 @@ def open_engine(
     model: str | Path, options: LoadOptions, settings: EngineSettings | None = None
 ) -> TorchEngine:
     """Load `model` (a directory or a Hub id), prove its path and start. Raises ModelLoadError."""
-    return TorchEngine(load(model, options), settings or EngineSettings.of(options))
+    loaded = in_passing_thread(lambda: load(model, options))
+    return TorchEngine(loaded, settings or EngineSettings.of(options))
 
 
 def _pages(loaded: LoadedModel, verdict: Verdict, settings: EngineSettings) -> int:

@@ -161,12 +161,13 @@ def machine(
     *,
     whole_prompts: bool = False,
     remembers: bool = False,
+    pace: Pace | None = None,
 ) -> Machine:
     pool = PagePool(pages, page_tokens)
     index = RadixPrefixIndex(pool) if remembers else NullPrefixIndex()
     scheduler = Scheduler(
         pool,
-        Pace(chunk_tokens),
+        pace or Pace(chunk_tokens),
         index,
         max_streams=max_streams,
         whole_prompts=whole_prompts,

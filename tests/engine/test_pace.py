@@ -1,4 +1,4 @@
-"""The budget of prompt tokens follows measured step times."""
+"""The room for prompt tokens follows measured step times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_replicate.engine.pace import LEAST, Pace
+from lmtp_replicate.engine.pace import LEAST, SHORT_SECONDS, SHORT_STEPS, Pace
 
 
 @given(
@@ -15,14 +15,14 @@ from lmtp_replicate.engine.pace import LEAST, Pace
     fixed=st.floats(0, 0.01),
     decoding=st.integers(1, 200),
 )
-def test_a_step_settles_at_twice_a_decode_only_one(
+def test_a_step_with_a_long_prompt_settles_at_twice_a_decode_only_one(
     alone: float, each: float, fixed: float, decoding: int
 ) -> None:
     pace = Pace(chunk_tokens=10**6)
     pace.observe(decoding, 0, alone)
     budget = 0
     for _ in range(200):
-        budget = pace.budget(decoding)
+        budget = pace.room(decoding).long
         pace.observe(decoding, budget, alone + fixed + budget * each)
     seconds = alone + fixed + budget * each
     assert budget == LEAST or seconds <= 2.1 * alone
@@ -30,16 +30,39 @@ def test_a_step_settles_at_twice_a_decode_only_one(
         assert seconds + each >= 1.8 * alone, "the budget could be larger"
 
 
+@given(alone=st.floats(1e-3, 0.5), each=st.floats(1e-5, 0.005), decoding=st.integers(1, 200))
+def test_short_prompts_may_add_a_tenth_of_a_second(
+    alone: float, each: float, decoding: int
+) -> None:
+    pace = Pace(chunk_tokens=10**6)
+    pace.observe(decoding, 0, alone)
+    pace.observe(decoding, 100, alone + 100 * each)
+    room = pace.room(decoding)
+    assert room.short >= room.long
+    added = room.short * each
+    assert max(alone, SHORT_SECONDS) - each <= added <= max(alone, SHORT_SECONDS) * 1.001 or (
+        room.short == LEAST
+    )
+    assert room.is_short(SHORT_STEPS * room.short)
+    assert not room.is_short(SHORT_STEPS * room.short + 1)
+
+
 def test_with_nothing_decoding_the_whole_chunk_is_used() -> None:
     pace = Pace(chunk_tokens=512)
     pace.observe(1, 16, 9.0)
-    assert pace.budget(0) == 512
+    assert pace.room(0) == (512, 512)
 
 
 @pytest.mark.parametrize("decoding", [1, 7, 100])
-def test_before_anything_is_known_the_budget_is_small(decoding: int) -> None:
-    assert Pace(chunk_tokens=512).budget(decoding) == LEAST
+def test_before_anything_is_known_the_room_is_small(decoding: int) -> None:
+    assert Pace(chunk_tokens=512).room(decoding) == (LEAST, LEAST)
 
 
-def test_the_budget_never_exceeds_the_chunk() -> None:
-    assert Pace(chunk_tokens=3).budget(1) == 3
+def test_a_first_prompt_by_itself_tells_how_long_a_token_takes() -> None:
+    pace = Pace(chunk_tokens=512)
+    pace.observe(0, 100, 0.1)
+    assert pace.room(1).short == 100
+
+
+def test_the_room_never_exceeds_the_chunk() -> None:
+    assert Pace(chunk_tokens=3).room(1) == (3, 3)

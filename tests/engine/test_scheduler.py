@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lmtp_replicate.engine.pace import LEAST
+from lmtp_replicate.engine.pace import LEAST, Pace
 from lmtp_replicate.engine.scheduler import MOST_ROWS
 from tests.engine.machine import JOBS, Job, generate, machine, score
 
@@ -71,6 +71,26 @@ def test_decoding_streams_are_in_every_step_while_a_long_prompt_is_cut() -> None
     assert plan.prompt_tokens == LEAST
     for _ in range(10):
         assert run.step().decoding == 3
+
+
+def test_a_short_prompt_takes_what_a_long_one_before_it_must_leave() -> None:
+    pace = Pace(chunk_tokens=512)
+    pace.observe(1, 0, 0.02)
+    pace.observe(1, 100, 0.12)  # 1 ms for a prompt token: 20 beside a step of 20 ms, 100 for short
+    run = machine(pages=3000, pace=pace)
+    early, long, short = generate(0, 3, 50), generate(1, 1000, 1), generate(2, 250, 1)
+    run.scheduler.add(early)
+    run.step()
+    for stream in (long, short):
+        run.scheduler.add(stream)
+    plans = [run.step() for _ in range(4)]
+    lengths = [[(work.stream, work.length) for work in plan.works] for plan in plans]
+    assert lengths[:3] == [
+        [(early, 1), (long, 20), (short, 80)],
+        [(early, 1), (long, 20), (short, 80)],
+        [(early, 1), (long, 20), (short, 80)],
+    ]
+    assert lengths[3] == [(early, 1), (long, 20), (short, 10)]
 
 
 def test_with_nothing_decoding_a_prompt_is_run_in_large_chunks() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from lmtp_replicate.engine.threads import limit_threads
+from lmtp_replicate.engine.proof import prove
+from lmtp_replicate.engine.threads import in_passing_thread, limit_threads
 from tests.engine.running import running
 from tests.engine.tiny_models import tiny_loaded
 
@@ -94,3 +97,53 @@ print(len(born), set().union(*born))
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "1 set()\n"
+
+
+_WORKERS = """
+import os, time, torch
+from lmtp_replicate.engine.threads import in_passing_thread
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+def work():
+    torch.ones(1 << 22).sum()
+    return tasks()
+
+torch.set_num_threads(3)
+before = tasks()
+assert in_passing_thread(work) == before + 3, "the thread and its two workers"
+deadline = time.monotonic() + 30
+while tasks() > before and time.monotonic() < deadline:
+    time.sleep(0.01)
+assert tasks() == before, "its workers are still there"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
+def test_the_workers_of_a_passing_thread_end_with_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKERS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_passing_threads_error_is_the_callers() -> None:
+    def fail() -> None:
+        raise ValueError("so")
+
+    with pytest.raises(ValueError, match="so"):
+        in_passing_thread(fail)
+
+
+def test_the_proof_leaves_no_workers_beside_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def prove_here(*args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return prove(*args)
+
+    monkeypatch.setattr("lmtp_replicate.engine.torch_engine.prove", prove_here)
+    with running(tiny_loaded("llama")):
+        assert len(threads) == 1
+        assert not threads[0].is_alive()

@@ -1,0 +1,41 @@
+"""How glibc's malloc treats the memory that a step's tensors come from.
+
+A step allocates and frees the same megabytes again and again. By default malloc hands such blocks
+back to the system, which then takes a page fault for each 4 KiB of them in the next step: a fifth
+of the time of a prefill of 512 tokens on the benchmark model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+# https://man7.org/linux/man-pages/man3/mallopt.3.html; the numbers are from glibc's malloc.h.
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+_LARGEST_BLOCK: Final = 32 << 20
+"""glibc's upper limit for blocks that are not mapped one by one."""
+_KEPT_BYTES: Final = 512 << 20
+"""Freed memory at the top of the heap beyond which it is given back after all."""
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep what a step frees for the next one; whether it does. For this process, from
+    now on. A user's own choice in the environment (MALLOC_TRIM_THRESHOLD_ and the like) is lost."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    done = all(
+        mallopt(option, value) == 1
+        for option, value in (
+            (_MMAP_THRESHOLD, _LARGEST_BLOCK),
+            (_TRIM_THRESHOLD, _KEPT_BYTES),
+        )
+    )
+    if not done:
+        logger.info("malloc gives freed memory back at once; prefill takes longer for it.")
+    return done

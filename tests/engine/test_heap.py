@@ -1,0 +1,33 @@
+"""Memory that a step frees is there for the next one."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_STEPS = """
+import resource, torch
+from lmtp_replicate.engine.heap import keep_freed_memory
+
+def faults(steps):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        tensors = [torch.ones(1 << 20) for _ in range(4)]
+        del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+assert keep_freed_memory()
+faults(3)
+assert faults(20) < 1000, "20 steps of 16 MiB would be 81920 faults"
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="says so of glibc's malloc only")
+def test_steps_take_no_page_faults_for_what_they_allocate_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _STEPS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
