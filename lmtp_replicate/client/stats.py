@@ -43,6 +43,26 @@ class Stats:
     creates_delayed: int = 0
     """Creates that waited because of Replicate's limit on creates a minute."""
 
+    def __str__(self) -> str:
+        """One line for people."""
+        parts = [f"predictions {self.predictions}, ops {self.ops}"]
+        spared = {"from memory": self.from_memory, "joined": self.joined}
+        parts += [f"{what} {count}" for what, count in spared.items() if count]
+        parts.append(
+            f"tokens {self.tokens_requested} requested, {self.tokens_received} received, "
+            f"{self.tokens_used} used"
+        )
+        known = (
+            ""
+            if self.predictions_timed >= self.predictions
+            else f" ({self.predictions_timed} of {self.predictions} predictions)"
+        )
+        parts.append(f"GPU seconds {self.gpu_seconds:.1f}{known}")
+        parts.append(f"bytes {self.bytes_sent} sent, {self.bytes_received} received")
+        waits = {"retries": self.retries, "creates delayed": self.creates_delayed}
+        parts += [f"{what} {count}" for what, count in waits.items() if count]
+        return "; ".join(parts)
+
     def __add__(self, other: Stats) -> Stats:
         return Stats(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
 

@@ -15,6 +15,7 @@ from weakref import WeakSet
 from lmtp_replicate.client import Client, TokenStream, connect
 from lmtp_replicate.errors import EndpointError, LmtpReplicateError
 from lmtp_replicate.lmql.shape import Shape
+from lmtp_replicate.lmql.summary import tell_at_end
 from lmtp_replicate.lmql.tokenizers import Tokenizer, eos_aliases, warn_of_wrong_tokenizer
 from lmtp_replicate.protocol.messages import TokenItem
 
@@ -77,9 +78,11 @@ class LMTPReplicateClient:
     def close(self) -> None:
         """The query is over: whatever is still open ends, on the server too. Idempotent; any
         thread."""
-        self._is_closed = True
+        was_closed, self._is_closed = self._is_closed, True
         for stream in list(self._streams):
             stream.close()
+        if not was_closed and self._connected is not None:
+            tell_at_end(self._connected)
 
     def translate(self, item: TokenItem) -> dict[str, Any]:
         """`item` for LMQL, whose one EOS id, the tokenizer's, stands for all of the model's."""

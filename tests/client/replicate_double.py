@@ -25,6 +25,8 @@ from tests.scripted_engine import ScriptedEngine
 
 TOKEN = "r8_secret_of_the_tests"
 VERSION = "5" * 64
+PREDICT_TIME = 1.5
+"""Seconds that every prediction has run, by its metrics."""
 EXTENDED_SCHEMA = {
     "components": {
         "schemas": {
@@ -222,6 +224,7 @@ class ReplicateDouble:
             "error": prediction.error,
             "logs": "line 1\nCUDA out of memory\n" if prediction.error else "",
             "urls": urls,
+            "metrics": {} if prediction.id in self.live else {"predict_time": PREDICT_TIME},
         }
 
     async def _predict(self, prediction: Prediction) -> None:

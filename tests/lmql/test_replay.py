@@ -1,0 +1,121 @@
+"""Real LMQL queries are recorded, and replayed by the benchmark: the same ops come again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmql
+import pytest
+
+import lmtp_replicate  # noqa: F401 - the plug-in
+from benchmarks import replay
+from benchmarks.result import Result
+from lmtp_replicate.client.hub import close_process_hub
+from lmtp_replicate.client.trace_file import VARIABLE
+from lmtp_replicate.serving.websocket_server import WebSocketServer
+from tests.gateway_thread import GatewayThread
+from tests.lmql.alphabet import AlphabetEngine
+
+ENDPOINT = "replicate:local/alphabet"
+QUERIES = {
+    "one after another": ['argmax "ab[X]?cd[Y]" where len(TOKENS(X)) < 4 and len(TOKENS(Y)) < 5'],
+    "whitelists": ['argmax "abc:[X] a:[Y]" where X in [" no", " yes"] and Y in [" no", " yes"]'],
+    "a distribution": [
+        'argmax "ab[X] abc:[Y]" where len(TOKENS(X)) < 4 distribution Y in [" yes", " no"]'
+    ],
+    "samples": ['sample(n=2, temperature=0.8) "ab[X]" where len(TOKENS(X)) < 5'],
+    "in parallel": [f'argmax "{start}[X]" where len(TOKENS(X)) < 4' for start in "agm"],
+}
+COMPARED = ("kind", "prompt", "scored", "max_tokens", "temperature", "top_logprobs", "mask")
+
+
+@pytest.fixture
+def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    close_process_hub()  # a hub reads the variable when it is made
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "trace.jsonl"))
+    yield tmp_path / "trace.jsonl"
+    close_process_hub()
+
+
+def structure(path: Path) -> list[dict[str, Any]]:
+    """The ops of a trace, numbered from 0, with what they share and how they ended."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    ops = [line for line in lines if line["event"] == "op"]
+    numbers = {op["op"]: number for number, op in enumerate(ops)}
+    ends = {line["op"]: line for line in lines if line["event"] == "end"}
+    return [
+        {name: op.get(name) for name in COMPARED}
+        | {"shares": _renumbered(op.get("shares"), numbers)}
+        | {"tokens": ends[op["op"]]["tokens"]}
+        for op in ops
+    ]
+
+
+def _renumbered(shares: dict[str, int] | None, numbers: dict[int, int]) -> dict[str, int] | None:
+    return None if shares is None else {**shares, "op": numbers[shares["op"]]}
+
+
+def record(model: lmql.LLM, queries: list[str]) -> None:
+    async def run() -> None:
+        await asyncio.gather(*(lmql.run(query, model=model) for query in queries))
+
+    asyncio.run(run())
+    close_process_hub()
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_replay_asks_for_the_same_ops(
+    gateway: GatewayThread,
+    tokenizer: str,
+    trace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    record(lmql.model(ENDPOINT, tokenizer=tokenizer), QUERIES[name])
+    again = trace.with_name("again.jsonl")
+    monkeypatch.setenv(VARIABLE, str(again))
+    assert replay.main([str(trace), "--endpoint", ENDPOINT]) == 0
+    close_process_hub()
+    assert structure(again) == structure(trace)
+    result = Result.load(trace.with_suffix(".replay.json"))
+    recorded, replayed = (each.figures for each in result.measurements)
+    for figure in ("ops", "tokens", "predictions"):
+        assert recorded[figure] == replayed[figure] > 0
+    assert replayed["failed_ops"] == 0
+    assert "| replayed |" in capsys.readouterr().out
+
+
+async def test_a_trace_is_replayed_over_a_websocket(
+    gateway: GatewayThread, tokenizer: str, trace: Path, tmp_path: Path
+) -> None:
+    model = lmql.model(ENDPOINT, tokenizer=tokenizer)
+    await asyncio.to_thread(record, model, QUERIES["one after another"])
+    output, engine = tmp_path / "result.json", AlphabetEngine()
+    async with WebSocketServer(engine) as server:
+        options = ["--endpoint", f"127.0.0.1:{server.port}", "--output", str(output)]
+        options += ["--rounds", "2", "--run", json.loads(trace.read_text().splitlines()[0])["run"]]
+        assert await asyncio.to_thread(replay.main, [str(trace), *options]) == 0
+        await asyncio.to_thread(close_process_hub)
+    engine.close()
+    recorded, *replayed = (each.figures for each in Result.load(output).measurements)
+    assert [each["ops"] for each in replayed] == [recorded["ops"]] * 2
+    assert [each["predictions"] for each in replayed] == [0, 0]
+    assert [each["tokens"] for each in replayed] == [recorded["tokens"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "no op"), ("{}\n", "line 1"), ('{"event":"op","run":"1"}\n', "line 1")],
+)
+def test_what_is_no_trace_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text(text)
+    assert replay.main([str(path), "--endpoint", "127.0.0.1:1"]) == 1
+    assert said in capsys.readouterr().err
