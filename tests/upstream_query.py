@@ -15,6 +15,7 @@ import lmql
 
 
 def lead_to(gateway: str) -> None:
+    """Have all requests to Replicate go to `gateway`."""
     request = aiohttp.ClientSession._request
 
     async def redirected(
@@ -26,8 +27,9 @@ def lead_to(gateway: str) -> None:
     aiohttp.ClientSession._request = redirected  # type: ignore[method-assign, assignment]
 
 
-if len(sys.argv) > 1:
-    lead_to(sys.argv[1])
-result = lmql.run_sync(sys.stdin.read())
-assert not any(name.startswith("lmtp_replicate.") for name in sys.modules)
-sys.stdout.write("\n" + json.dumps(result.variables, default=str) + "\n")
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        lead_to(sys.argv[1])
+    result = lmql.run_sync(sys.stdin.read())
+    assert not any(name.startswith("lmtp_replicate.") for name in sys.modules)
+    sys.stdout.write("\n" + json.dumps(result.variables, default=str) + "\n")
