@@ -12,11 +12,12 @@ from benchmarks.machine import ROOT
 from benchmarks.plot import draw
 from benchmarks.result import Result
 from benchmarks.tables import FIGURES, agreement_table, plain_table, table
+from benchmarks.traffic_tables import traffic_tables
 
 DOCUMENT = ROOT / "docs/benchmarks.md"
 BEGIN = "<!-- Written by `python -m benchmarks.report`: do not edit -->"
 END = "<!-- End of what the report writes -->"
-ORDER = ("engine", "lmql_shaped", "interference", "memory", "gpu")
+ORDER = ("engine", "lmql_shaped", "interference", "memory", "gpu", "traffic")
 
 
 def section(result: Result) -> str:
@@ -32,7 +33,9 @@ def section(result: Result) -> str:
         f"Python {machine['python']}. Commit {str(machine['commit'])[:12]}{changed}.",
     ]
     figures = FIGURES.get(result.comparison)
-    if figures is None or not result.measurements:
+    if result.comparison == "traffic":
+        parts += traffic_tables(result)
+    elif figures is None or not result.measurements:
         parts.append(plain_table(result))
     else:
         parts += [table(result, figure) for figure in figures]
