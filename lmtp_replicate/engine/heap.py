@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 # https://man7.org/linux/man-pages/man3/mallopt.3.html; the numbers are from glibc's malloc.h.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
+_ARENA_MAX: Final = -8
 _LARGEST_BLOCK: Final = 32 << 20
 """glibc's upper limit for blocks that are not mapped one by one."""
 _KEPT_BYTES: Final = 512 << 20
@@ -24,14 +25,17 @@ _KEPT_BYTES: Final = 512 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Have malloc keep what a step frees for the next one; whether it does. For this process, from
-    now on. A user's own choice in the environment (MALLOC_TRIM_THRESHOLD_ and the like) is lost."""
+    """Have malloc keep what a step frees for the next one; whether it does. For this process and
+    the threads that it starts from now on. A user's own choice in the environment
+    (MALLOC_TRIM_THRESHOLD_ and the like) is lost."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     done = all(
         mallopt(option, value) == 1
         for option, value in (
+            # A thread's own arena is made of heaps of 64 MiB, each given back as soon as empty.
+            (_ARENA_MAX, 1),
             (_MMAP_THRESHOLD, _LARGEST_BLOCK),
             (_TRIM_THRESHOLD, _KEPT_BYTES),
         )

@@ -46,8 +46,6 @@ class TorchEngine:
         context_length = min(loaded.context_length, loaded.stable_rope_length or sys.maxsize)
         loaded = replace(loaded, context_length=context_length)
         threads = limit_threads()
-        if loaded.device.type == "cpu":
-            keep_freed_memory()
         verdict = in_passing_thread(
             lambda: prove(
                 loaded.model, loaded.vocab_size, loaded.context_length, settings.pack_linears
@@ -103,6 +101,7 @@ def open_engine(
     model: str | Path, options: LoadOptions, settings: EngineSettings | None = None
 ) -> TorchEngine:
     """Load `model` (a directory or a Hub id), prove its path and start. Raises ModelLoadError."""
+    keep_freed_memory()
     loaded = in_passing_thread(lambda: load(model, options))
     return TorchEngine(loaded, settings or EngineSettings.of(options))
 
