@@ -6,12 +6,19 @@ The server is slow here, so that a stream that nobody ends would be seen to run 
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lmql
 import pytest
 
 import lmtp_replicate  # noqa: F401 - the plug-in
 from tests.client.replicate_double import ReplicateDouble
+from tests.client.test_replicate import quiet
+from tests.lmql.holding import Hold
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +80,68 @@ def test_a_query_whose_own_code_fails(replicate: ReplicateDouble, tokenizer: str
         query()
     wait_until_cancelled(replicate)
     assert lmql.run_sync(QUERY, model=model).variables["X"] == "cd"
+
+
+PROGRAM = """
+import asyncio, sys
+import lmql, lmtp_replicate
+
+model = lmql.model("replicate:org/model", tokenizer=sys.argv[1])
+query = 'sample(n=2) "ab[X]" where STOPS_AT(X, "?") and len(TOKENS(X)) < 400'
+"""
+
+
+@contextmanager
+def program_at_work(
+    replicate: ReplicateDouble, code: str, tokenizer: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A process whose query the model is in the middle of; afterwards nothing of it may be left."""
+    held = Hold(replicate.engine, "m")
+    program = subprocess.Popen(
+        [sys.executable, "-c", code, tokenizer],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert held.reached.wait(60)
+        yield program
+    finally:
+        held.go_on.set()
+        program.kill()
+        program.wait()
+    asyncio.run(quiet(replicate))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run",
+    [
+        "lmql.run_sync(query, model=model)",
+        "asyncio.run(lmql.run(query, model=model))",
+    ],
+)
+def test_ctrl_c(replicate: ReplicateDouble, tokenizer: str, run: str) -> None:
+    with program_at_work(replicate, PROGRAM + run, tokenizer) as program:
+        program.send_signal(signal.SIGINT)
+        _, errors = program.communicate(timeout=30)
+        assert "KeyboardInterrupt" in errors
+        wait_until_cancelled(replicate)
+
+
+@pytest.mark.slow
+def test_a_program_that_ends_in_the_middle_of_a_query(
+    replicate: ReplicateDouble, tokenizer: str
+) -> None:
+    end = """
+async def main():
+    asking = asyncio.ensure_future(lmql.run(query, model=model))
+    await asyncio.to_thread(sys.stdin.readline)
+    sys.exit(3)
+
+asyncio.run(main())
+"""
+    with program_at_work(replicate, PROGRAM + end, tokenizer) as program:
+        program.communicate("now\n", timeout=30)
+        assert program.returncode == 3
+        wait_until_cancelled(replicate)

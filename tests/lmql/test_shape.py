@@ -1,0 +1,157 @@
+"""LMQL gets streams as long as it can use them, ended once it no longer does; the results are those
+of LMQL's own lengths."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import lmql
+import pytest
+
+import lmtp_replicate  # noqa: F401 - the plug-in
+from lmtp_replicate.lmql import lengths
+from tests.client.replicate_double import ReplicateDouble
+from tests.lmql.holding import Hold
+
+
+@pytest.fixture(autouse=True)
+def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No whitelist has been seen yet."""
+    monkeypatch.setattr(lengths, "_staying", lengths.Recent())
+
+
+@pytest.fixture
+def ask(replicate: ReplicateDouble, tokenizer: str) -> Callable[..., Any]:
+    async def ask(query: str, settings: str = "", **options: Any) -> Any:
+        endpoint = f"replicate:org/model{settings}"
+        model = lmql.model("any", endpoint=endpoint, tokenizer=tokenizer, **options)
+        return await asyncio.wait_for(lmql.run(query, model=model), 60)
+
+    return ask
+
+
+def lengths_asked_for(replicate: ReplicateDouble) -> list[int]:
+    """`max_tokens` of every GENERATE."""
+    batches = [
+        json.loads(prediction.input["ops_batch_json"]) for prediction in replicate.predictions
+    ]
+    return [op["max_tokens"] for batch in batches for kind, op in batch if kind == "GENERATE"]
+
+
+IN_TWICE = 'argmax "a:[X] b:[Y]" where X in [" yes", " no"] and Y in [" no", " maybe"]'
+
+
+async def test_one_token_where_a_whitelist_will_not_stay(replicate: ReplicateDouble, ask) -> None:
+    shaped = await ask(IN_TWICE)
+    assert lengths_asked_for(replicate) == [1, 1]
+    plain = await ask(IN_TWICE, "?shape=off")
+    assert lengths_asked_for(replicate)[2:] == [16, 16]
+    assert shaped.variables == plain.variables
+
+
+DIGITS = 'argmax "a [X]." where REGEX(X, r"[0-9][0-9][0-9][0-9][0-9][0-9]")'
+
+
+async def test_more_where_it_stays(replicate: ReplicateDouble, ask) -> None:
+    """LMQL's mask is the same for all six digits."""
+    assert (await ask(DIGITS)).variables["X"] == "000000"
+    assert lengths_asked_for(replicate) == [1, 4, 16]
+    # This whitelist is known now, also to other queries.
+    assert (await ask(DIGITS.replace('"a', '"b'))).variables["X"] == "000000"
+    assert lengths_asked_for(replicate)[3:] == [4, 16]
+    assert (await ask(DIGITS, "?shape=off")).variables["X"] == "000000"
+    assert lengths_asked_for(replicate)[5:] == [16]
+
+
+WITHOUT_HINT = 'argmax "a[X]" where STOPS_BEFORE(X, "z")'
+
+
+async def test_64_without_a_hint(replicate: ReplicateDouble, ask) -> None:
+    shaped = await ask(WITHOUT_HINT)
+    assert lengths_asked_for(replicate) == [64]
+    plain = await ask(WITHOUT_HINT, "?shape=off")
+    assert lengths_asked_for(replicate)[1:] == [16, 16]
+    assert shaped.variables == plain.variables == {"X": "bcdefghijklmnopqrstuvwxy"}
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "expected"),
+    [
+        ('argmax "a[X]" where STOPS_AT(X, "e") and len(TOKENS(X)) < 17', {}, [16]),
+        ('argmax "a[X]" where STOPS_AT(X, "e") and len(TOKENS(X)) < 200', {}, [199]),
+        ('argmax "a[X]" where STOPS_AT(X, "e")', {"chunksize": 7}, [7]),
+        ('argmax "x[X]"', {}, [128]),
+        ('sample(n=2, temperature=0.7) "a[X]" where len(TOKENS(X)) < 9', {}, [8, 8]),
+    ],
+)
+async def test_what_the_user_has_set_is_kept(
+    replicate: ReplicateDouble, ask, query: str, options: dict[str, int], expected: list[int]
+) -> None:
+    await ask(query, **options)
+    assert lengths_asked_for(replicate) == expected
+
+
+async def test_beams_are_short(replicate: ReplicateDouble, ask) -> None:
+    shaped = await ask('beam(n=2) "x[X]"')
+    asked = len(replicate.predictions)
+    assert set(lengths_asked_for(replicate)) == {32}
+    plain = await ask('beam(n=2) "x[X]"', "?shape=off&memory=off&join=off")
+    assert set(lengths_asked_for(replicate)[asked:]) == {128}
+    assert [beam.variables for beam in shaped] == [beam.variables for beam in plain]
+
+
+# Superseded streams
+
+
+async def test_a_stream_that_the_query_has_left_ends_at_once(
+    replicate: ReplicateDouble, ask
+) -> None:
+    """Its prediction is cancelled while the query goes on, and its place in the engine is free."""
+    held = Hold(replicate.engine, "m")
+    replicate.engine._step_seconds = 0.01
+    query = 'argmax "ab[X]-ij[Y]" where STOPS_AT(X, "d") and STOPS_AT(Y, "n")'
+    asking = asyncio.ensure_future(ask(query))
+    try:
+        await asyncio.to_thread(
+            replicate.wait_for,
+            lambda: replicate.cancelled == ["prediction0"] and len(replicate.predictions) == 2,
+        )
+        assert replicate.live == ["prediction1"]
+    finally:
+        held.go_on.set()
+    assert (await asking).variables == {"X": "cd", "Y": "klmn"}
+    await asyncio.to_thread(replicate.wait_for, lambda: "prediction1" in replicate.cancelled)
+
+
+async def test_scores_show_it_too(replicate: ReplicateDouble, ask) -> None:
+    held = Hold(replicate.engine, "-")
+    replicate.engine._step_seconds = 0.01
+    query = 'argmax "ab[X]-[Y]" where STOPS_AT(X, "d") distribution Y in [" yes", " no"]'
+    asking = asyncio.ensure_future(ask(query))
+    try:
+        await asyncio.to_thread(
+            replicate.wait_for,
+            lambda: replicate.cancelled == ["prediction0"] and len(replicate.predictions) == 2,
+        )
+        assert replicate.live == ["prediction1"]
+    finally:
+        held.go_on.set()
+    assert (await asking).variables["X"] == "cd"
+
+
+async def test_samples_go_several_ways(replicate: ReplicateDouble, ask) -> None:
+    """A later op of one says nothing about the stream of another."""
+    held = Hold(replicate.engine, "m")
+    replicate.engine._step_seconds = 0.005
+    query = 'sample(n=2, temperature=0.7) "ab[X]-ij[Y]" where STOPS_AT(X, "d") and STOPS_AT(Y, "n")'
+    asking = asyncio.ensure_future(ask(query))
+    try:
+        await asyncio.to_thread(replicate.wait_for, lambda: len(replicate.predictions) == 2)
+        await asyncio.to_thread(held.reached.wait, 20)
+        assert replicate.live == ["prediction0", "prediction1"]
+    finally:
+        held.go_on.set()
+    assert [sample.variables for sample in await asking] == [{"X": "cd", "Y": "klmn"}] * 2
