@@ -28,7 +28,10 @@ QUERIES = {
         'argmax "ab[X] abc:[Y]" where len(TOKENS(X)) < 4 distribution Y in [" yes", " no"]'
     ],
     "samples": ['sample(n=2, temperature=0.8) "ab[X]" where len(TOKENS(X)) < 5'],
-    "in parallel": [f'argmax "{start}[X]" where len(TOKENS(X)) < 4' for start in "agm"],
+    "in parallel": [
+        f'argmax "{start}[X]?[Y]" where len(TOKENS(X)) < 4 and len(TOKENS(Y)) < 3'
+        for start in "agm"
+    ],
 }
 COMPARED = ("kind", "prompt", "scored", "max_tokens", "temperature", "top_logprobs", "mask")
 
@@ -42,21 +45,22 @@ def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def structure(path: Path) -> list[dict[str, Any]]:
-    """The ops of a trace, numbered from 0, with what they share and how they ended."""
+    """The ops of a trace, numbered from 0, with what they share and depend on."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     ops = [line for line in lines if line["event"] == "op"]
     numbers = {op["op"]: number for number, op in enumerate(ops)}
     ends = {line["op"]: line for line in lines if line["event"] == "end"}
     return [
         {name: op.get(name) for name in COMPARED}
-        | {"shares": _renumbered(op.get("shares"), numbers)}
+        | {name: _renumbered(op.get(name), numbers) for name in ("shares", "after")}
         | {"tokens": ends[op["op"]]["tokens"]}
         for op in ops
     ]
 
 
-def _renumbered(shares: dict[str, int] | None, numbers: dict[int, int]) -> dict[str, int] | None:
-    return None if shares is None else {**shares, "op": numbers[shares["op"]]}
+def _renumbered(facts: dict[str, Any] | None, numbers: dict[int, int]) -> dict[str, Any] | None:
+    """Without times."""
+    return facts and {**facts, "op": numbers[facts["op"]], "seconds": None}
 
 
 def record(model: lmql.LLM, queries: list[str]) -> None:
