@@ -17,6 +17,7 @@ from benchmarks.result import Result
 from lmtp_replicate.client.hub import close_process_hub
 from lmtp_replicate.client.trace_file import VARIABLE
 from lmtp_replicate.serving.websocket_server import WebSocketServer
+from tests.client.replicate_double import ReplicateDouble
 from tests.gateway_thread import GatewayThread
 from tests.lmql.alphabet import AlphabetEngine
 
@@ -26,6 +27,9 @@ QUERIES = {
     "whitelists": ['argmax "abc:[X] a:[Y]" where X in [" no", " yes"] and Y in [" no", " yes"]'],
     "a distribution": [
         'argmax "ab[X] abc:[Y]" where len(TOKENS(X)) < 4 distribution Y in [" yes", " no"]'
+    ],
+    "beams, scores and memory": [
+        'beam(n=2) "abc:[X] no:[Y]" where X in [" no", " yes", " maybe"] and Y in [" no", " yes"]'
     ],
     "samples": ['sample(n=2, temperature=0.8) "ab[X]" where len(TOKENS(X)) < 5'],
     "in parallel": [
@@ -44,23 +48,31 @@ def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     close_process_hub()
 
 
-def structure(path: Path) -> list[dict[str, Any]]:
-    """The ops of a trace, numbered from 0, with what they share and depend on."""
+def structure(path: Path) -> dict[str, dict[str, Any]]:
+    """The ops of a trace with what they share and depend on; an op is named by its query and its
+    place there, since the order of parallel queries is free."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     ops = [line for line in lines if line["event"] == "op"]
-    numbers = {op["op"]: number for number, op in enumerate(ops)}
     ends = {line["op"]: line for line in lines if line["event"] == "end"}
-    return [
-        {name: op.get(name) for name in COMPARED}
-        | {name: _renumbered(op.get(name), numbers) for name in ("shares", "after")}
+    queries: dict[int, list[int]] = {}
+    for op in ops:
+        queries.setdefault(op["query"], []).append(op["op"])
+    names = {
+        number: f"query {query}, op {place}"
+        for query, numbers in enumerate(queries.values())
+        for place, number in enumerate(numbers)
+    }
+    return {
+        names[op["op"]]: {name: op.get(name) for name in COMPARED}
+        | {name: _renamed(op.get(name), names) for name in ("shares", "after")}
         | {"tokens": ends[op["op"]]["tokens"]}
         for op in ops
-    ]
+    }
 
 
-def _renumbered(facts: dict[str, Any] | None, numbers: dict[int, int]) -> dict[str, Any] | None:
+def _renamed(facts: dict[str, Any] | None, names: dict[int, str]) -> dict[str, Any] | None:
     """Without times."""
-    return facts and {**facts, "op": numbers[facts["op"]], "seconds": None}
+    return facts and {**facts, "op": names[facts["op"]], "seconds": None}
 
 
 def record(model: lmql.LLM, queries: list[str]) -> None:
@@ -110,6 +122,25 @@ async def test_a_trace_is_replayed_over_a_websocket(
     assert [each["ops"] for each in replayed] == [recorded["ops"]] * 2
     assert [each["predictions"] for each in replayed] == [0, 0]
     assert [each["tokens"] for each in replayed] == [recorded["tokens"]] * 2
+
+
+def test_what_a_query_left_is_left_again(
+    replicate: ReplicateDouble, tokenizer: str, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicate.engine._step_seconds = 0.02
+    model = lmql.model("replicate:org/model", tokenizer=tokenizer)
+    record(model, ['argmax "ab[X]" where STOPS_AT(X, "d") and len(TOKENS(X)) < 400'])
+    again = trace.with_name("again.jsonl")
+    monkeypatch.setenv(VARIABLE, str(again))
+    assert replay.main([str(trace), "--endpoint", "replicate:org/model"]) == 0
+    close_process_hub()
+    (was,), (now,) = (
+        [line for line in map(json.loads, path.read_text().splitlines()) if line["event"] == "end"]
+        for path in (trace, again)
+    )
+    assert was["how"] == now["how"] == "left"
+    assert was["tokens"] <= now["tokens"] < 399
+    assert not replicate.live
 
 
 @pytest.mark.parametrize(
