@@ -2,8 +2,8 @@
 
 LMQL 0.7.3 files a whole stream under the mask of its first token. So of a stream under a whitelist
 it uses one token, and more only while the next whitelist is the same: hardly ever within `X in
-[...]`, often within a number or a REGEX. Where the query does not say how many tokens there may be
-it asks for 16, then for 16 more, and so on.
+[...]`, often where a REGEX or INT allows ten digits. Where the query does not say how many tokens
+there may be it asks for 16, then for 16 more, and so on.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ WITHOUT_HINT: Final = 64
 """What it gets then."""
 BEAM: Final = 32
 """Beams part from the likeliest path sooner or later, and what follows on it then is not used."""
+FEW: Final = 9
+"""A whitelist of no more ids is taken for the beginnings of a few texts, which do not repeat."""
 GROWTH: Final = 4
-"""A whitelist that has stayed after all of a stream gets a stream so many times as long; and so
-many tokens whenever it comes again."""
+"""One of more ids, or one that has stayed before, gets so many tokens: LMQL waits for four anyway
+before it looks at the first. When it has stayed after all of them, so many times as many."""
 REMEMBERED: Final = 256
 
 T = TypeVar("T")
@@ -63,11 +65,13 @@ class Lengths:
         return replace(op, max_tokens=most)
 
     def _within_whitelist(self, op: Generate) -> int:
+        assert op.mask is not None and op.mask.allowed is not None
         length = self._ends.get(hash((op.prompt, op.mask)))
-        if length is None:
-            return GROWTH if hash(op.mask) in _staying else 1
-        _staying[hash(op.mask)] = True
-        return GROWTH * length
+        if length is not None:
+            _staying[hash(op.mask)] = True
+            return GROWTH * length
+        is_large = sum(byte.bit_count() for byte in op.mask.allowed) > FEW
+        return GROWTH if is_large or hash(op.mask) in _staying else 1
 
     def note(self, op: Generate, tokens: Sequence[int]) -> None:
         """`op` was answered by `tokens`."""

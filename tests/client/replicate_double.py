@@ -61,8 +61,9 @@ class Faults:
 class Prediction:
     """One prediction; lives on the server's loop."""
 
-    def __init__(self, number: int, body: dict[str, Any]) -> None:
+    def __init__(self, number: int, body: dict[str, Any], version: str) -> None:
         self.id = f"prediction{number}"
+        self.version = version
         self.input: dict[str, str] = body["input"]
         self.body = body
         self.status = "starting"
@@ -90,6 +91,8 @@ class ReplicateDouble:
     def __init__(self, engine: ScriptedEngine, *, schema: Any = EXTENDED_SCHEMA) -> None:
         self.engine = engine
         self.schema = schema
+        self.deployed = VERSION
+        """What the deployment runs."""
         self.faults = Faults()
         self._booted = asyncio.Event()
         self._booted.set()
@@ -201,7 +204,9 @@ class ReplicateDouble:
         if self.faults.refusals:
             status, headers, text = self.faults.refusals.popleft()
             return web.Response(status=status, headers=headers, text=text)
-        prediction = Prediction(len(self.predictions), await request.json())
+        body = await request.json()
+        version = body.get("version", self.deployed)
+        prediction = Prediction(len(self.predictions), body, version)
         prediction.task = asyncio.create_task(self._predict(prediction))  # type: ignore[attr-defined]
         with self.change:
             self.predictions.append(prediction)
@@ -219,6 +224,7 @@ class ReplicateDouble:
             urls["stream"] = f"{self.url}/streams/{prediction.id}"
         return {
             "id": prediction.id,
+            "version": prediction.version,
             "status": prediction.status,
             "output": prediction.output,
             "error": prediction.error,

@@ -194,6 +194,21 @@ def test_a_generation_counts_once_the_card_has_come() -> None:
     assert memory.listener(Generate(0, (5,), 2, Sampling(presence_penalty=1.0))) is None
 
 
+async def test_a_deployment_that_changes_its_version(replicate: ReplicateDouble) -> None:
+    """The first prediction that names it asks for the new card, and old scores are gone."""
+    client = connect("replicate:deployment/org/prod")
+    old = await scores(client.score([5], [9]))
+    assert await scores(client.score([5], [9])) == old
+    assert (await client.model_info())["model"] == "scripted"
+    replicate.deployed, logits = "7" * 64, replicate.engine._logits
+    model_is(replicate, model="newer")
+    replicate.engine._logits = lambda context: [-value for value in logits(context)]
+    await read(client.generate([30], max_tokens=1))
+    new = await scores(client.score([5], [9]))
+    assert new == oracle(replicate, [5], [9]) != old
+    assert (await client.model_info())["model"] == "newer"
+
+
 # Equal ops in flight
 
 
