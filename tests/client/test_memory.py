@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lmtp_replicate.client import TokenStream, connect
+from lmtp_replicate.client.hub import process_hub
 from lmtp_replicate.client.memory import VERSION_STANDS, Memory
 from lmtp_replicate.errors import StreamError, TransportError
 from lmtp_replicate.protocol.messages import FinishReason, Generate, Sampling, Score, TokenItem
@@ -312,3 +313,19 @@ async def test_a_client_that_closes_fails_its_own_reader_alone(replicate: Replic
     with pytest.raises(TransportError, match="the client was closed"):
         await read(ended)
     assert len(await read(other)) == 39
+
+
+async def test_nothing_of_a_stream_stays(replicate: ReplicateDouble) -> None:
+    """Neither of one that was read, nor of one that was left, that failed or that was joined."""
+    replicate.engine._step_seconds = 0.002
+    for _ in range(3):
+        clients = [connect(ENDPOINT) for _ in range(2)]
+        await asyncio.gather(*(read(client.generate([5], max_tokens=4)) for client in clients))
+        left = clients[0].generate([5], max_tokens=400, temperature=1.0)
+        await anext(left)
+        left.close()
+        with pytest.raises(StreamError, match="vocabulary"):
+            await read(clients[1].score([5], [640]))
+    await quiet(replicate)
+    assert len(process_hub()._streams) == 0
+    assert not process_hub()._streams._to_join

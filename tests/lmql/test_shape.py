@@ -112,6 +112,20 @@ async def test_beams_are_short(replicate: ReplicateDouble, ask) -> None:
     assert [beam.variables for beam in shaped] == [beam.variables for beam in plain]
 
 
+BEAM_IN = 'beam(n=2) "abc[X] def" where X in ["de fg", "dexy z", "no pq"]'
+
+
+async def test_scores_of_beams_are_remembered(replicate: ReplicateDouble, ask) -> None:
+    """LMQL asks for the same scores again and again; without memory the results are the same."""
+    remembered = await ask(BEAM_IN)
+    few = len(replicate.predictions)
+    asked = await ask(BEAM_IN, "?memory=off")
+    assert few < len(replicate.predictions) - few
+    for ours, plain in zip(remembered, asked, strict=True):
+        assert ours.variables == plain.variables
+        assert ours.prompt == plain.prompt
+
+
 # Superseded streams
 
 
