@@ -47,7 +47,8 @@ class OpEntry:
         arrived = list(items)
         tokens = [item for item in arrived if isinstance(item, TokenItem)]
         if self._is_open and tokens:
-            self.count(Stats(tokens_used=len(tokens)))
+            self._tally.tokens_used += len(tokens)
+            self.query.tally.tokens_used += len(tokens)
             if self._trace is not None:
                 self._trace.arrived(self.op.stream_id, tokens)
         self._sink.put(arrived)
@@ -130,8 +131,8 @@ class BatchEntry:
                 milliseconds = item.usage.get("milliseconds")
                 if isinstance(milliseconds, int):
                     self._seconds = milliseconds / 1000
-        if tokens:
-            self.count(Stats(tokens_received=tokens))
+        for tally in self._tallies:
+            tally.tokens_received += tokens
 
     def close(self) -> None:
         """Nothing of the batch is left on the server's side."""

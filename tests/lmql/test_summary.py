@@ -7,10 +7,11 @@ import re
 import lmql
 import pytest
 
-import lmtp_replicate  # noqa: F401 - the plug-in
+import lmtp_replicate
 from lmtp_replicate.client.hub import close_process_hub
 from lmtp_replicate.lmql.summary import VARIABLE
 from tests.client.replicate_double import PREDICT_TIME, ReplicateDouble
+from tests.gateway_thread import GatewayThread
 
 QUERY = 'argmax "ab[X]" where STOPS_AT(X, "d") and len(TOKENS(X)) < 90'
 
@@ -60,6 +61,16 @@ def test_also_when_the_query_fails(
     with pytest.raises(ZeroDivisionError):
         query()
     assert len(told(capfd)) == 1
+
+
+def test_our_server_tells_its_seconds_by_itself(gateway: GatewayThread, tokenizer: str) -> None:
+    """Predictions that end by themselves are timed, though nobody asks Replicate about them."""
+    before = lmtp_replicate.stats()
+    model = lmql.model("replicate:local/alphabet", tokenizer=tokenizer)
+    lmql.run_sync('argmax "ab[X]?[Y]" where len(TOKENS(X)) < 3 and len(TOKENS(Y)) < 3', model=model)
+    gateway.wait_until_quiet()
+    cost = lmtp_replicate.stats() - before
+    assert cost.predictions_timed == cost.predictions == 2
 
 
 def test_silence_unless_asked(
