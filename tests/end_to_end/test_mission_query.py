@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import lmql
 import pytest
 
+from lmtp_replicate.client.hub import close_process_hub
 from lmtp_replicate.demo.query import QUERY, REVIEW
 from tests.gateway_thread import GatewayThread
 
@@ -62,7 +63,10 @@ def test_an_obviously_bad_review_is_negative(gateway: GatewayThread, tokenizer: 
 
 
 def test_the_query_costs_two_predictions(gateway: GatewayThread, tokenizer: str) -> None:
-    """One for the analysis, and one for the three scores."""
+    """One for the analysis, and one for the three scores, which are remembered."""
+    close_process_hub()  # and with it what earlier queries have learnt
     before = gateway.predictions()
-    ask("replicate:local/demo", tokenizer)
+    first = ask("replicate:local/demo", tokenizer)
     assert len(gateway.predictions() - before) == 2
+    assert ask("replicate:local/demo", tokenizer) == first
+    assert len(gateway.predictions() - before) == 3
