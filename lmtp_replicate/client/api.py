@@ -10,6 +10,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -34,6 +35,23 @@ MOST_FIRST_CALLS: Final = 5
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=90)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """An object of Replicate's, and the headers that it came with."""
+
+    body: Mapping[str, Any]
+    headers: Mapping[str, str]
+
+
+class TooManyRequests(Exception):  # noqa: N818 - the limiter decides whether it is an error
+    """429: not done, and to be asked for again later. `error` is for when it is not."""
+
+    def __init__(self, failure: Failure, error: LmtpReplicateError) -> None:
+        super().__init__(str(error))
+        self.failure = failure
+        self.error = error
+
+
 class Api:
     """`account`'s API. Paths are relative to its base URL. `count` is told what it costs."""
 
@@ -50,15 +68,15 @@ class Api:
         most = MOST_FIRST_CALLS if is_first_call else None
         answer = await self._request("GET", path, None, repeatable=True, most_calls=most)
         assert answer is not None
-        return answer
+        return answer.body
 
     async def create(
         self, path: str, body: Mapping[str, Any], give_up: asyncio.Event
-    ) -> Mapping[str, Any] | None:
-        """The created object, or None when `give_up` was set before the request was accepted.
+    ) -> Answer | None:
+        """What was created, or None when `give_up` was set before the request was accepted.
 
         Never sent twice where the first may have been accepted. Must not be cancelled: the
-        prediction would run on without anyone who could stop it.
+        prediction would run on without anyone who could stop it. Raises `TooManyRequests` for 429.
         """
         return await self._request("POST", path, body, repeatable=False, give_up=give_up)
 
@@ -66,7 +84,8 @@ class Api:
         """Cancel the prediction, and tell what it is then; one that is over or unknown is no
         error."""
         try:
-            return await self._request("POST", path, None, repeatable=True) or {}
+            answer = await self._request("POST", path, None, repeatable=True)
+            return answer.body if answer is not None else {}
         except EndpointError as error:
             log.debug("nothing to cancel: %s", error)
             return {}
@@ -90,7 +109,7 @@ class Api:
         repeatable: bool,
         give_up: asyncio.Event | None = None,
         most_calls: int | None = None,
-    ) -> Mapping[str, Any] | None:
+    ) -> Answer | None:
         give_up = give_up or asyncio.Event()  # which nobody sets
         url = self._account.base_url + path
         for attempt in itertools.count(1):
@@ -101,6 +120,8 @@ class Api:
             outcome = await self._attempt(method, url, body)
             if not isinstance(outcome, _Refusal):
                 return outcome
+            if outcome.failure.status == 429 and not repeatable:
+                raise TooManyRequests(outcome.failure, outcome.error)
             jitter = random.random()  # noqa: S311 - spreads retries, guards nothing
             delay = delay_before_retry(
                 outcome.failure, attempt, repeatable=repeatable, jitter=jitter
@@ -115,7 +136,7 @@ class Api:
 
     async def _attempt(
         self, method: str, url: str, body: Mapping[str, Any] | None
-    ) -> Mapping[str, Any] | _Refusal:
+    ) -> Answer | _Refusal:
         headers = self._account.headers_for(url)
         data = None
         if body is not None:
@@ -130,7 +151,7 @@ class Api:
                 text = await response.text(errors="replace")
                 answer = _json(text)
                 if response.ok and isinstance(answer, Mapping):
-                    return answer
+                    return Answer(answer, response.headers)
                 retry_after = requested_delay(response.headers, answer, datetime.now(UTC))
                 failure = Failure(response.status, retry_after=retry_after)
                 reason = self._account.masked(_reason(answer, text))

@@ -33,6 +33,7 @@ class Batch:
     def __init__(self, calls: Sequence[Call], entry: BatchEntry) -> None:
         self.entry = entry
         """Where its costs are counted."""
+        self._calls = calls
         self.ops: Sequence[Op] = [call.op for call in calls]
         self._open = {call.op.stream_id: call.channel for call in calls}
         self.over = asyncio.Event()
@@ -88,6 +89,13 @@ class Batch:
         for channel in channels:
             channel.put([copy(error)])  # each reader raises its own, with its own traceback
         self._notice_the_end()
+
+    def take_back(self) -> list[Call]:
+        """The calls that wait for an answer; they do not any more, here."""
+        waiting = [call for call in self._calls if call.op.stream_id in self._open]
+        self._open = {}
+        self._notice_the_end()
+        return waiting
 
     def drop(self, error: LmtpReplicateError) -> None:
         """`fail`, while the server may still be at work."""

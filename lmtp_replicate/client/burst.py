@@ -11,7 +11,8 @@ import threading
 from typing import Final
 
 from lmtp_replicate.client.batch import Call
-from lmtp_replicate.client.hub import Hub, Peer
+from lmtp_replicate.client.hub import Hub
+from lmtp_replicate.client.peer import Peer
 
 MOST_ITERATIONS: Final = 16
 """After that many iterations a burst leaves, also when each has brought a new op."""

@@ -16,7 +16,8 @@ from lmtp_replicate.client.batch import Call
 from lmtp_replicate.client.burst import send
 from lmtp_replicate.client.channel import Channel
 from lmtp_replicate.client.endpoint import Endpoint, ReplicateEndpoint, parse_endpoint
-from lmtp_replicate.client.hub import Hub, Peer, process_hub
+from lmtp_replicate.client.hub import Hub, process_hub
+from lmtp_replicate.client.peer import Peer
 from lmtp_replicate.client.query import Query
 from lmtp_replicate.client.replicate import ReplicatePeer
 from lmtp_replicate.client.settings import Savings

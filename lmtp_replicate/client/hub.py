@@ -13,19 +13,20 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Final
 
 import aiohttp
 
-from lmtp_replicate.client.batch import Batch, Call
+from lmtp_replicate.client.account import Account
+from lmtp_replicate.client.batch import Call
+from lmtp_replicate.client.entries import BatchEntry
 from lmtp_replicate.client.ledger import Ledger
-from lmtp_replicate.client.memory import Memory
-from lmtp_replicate.client.settings import Savings
+from lmtp_replicate.client.limiter import CreateLimiter
+from lmtp_replicate.client.peer import Peer
+from lmtp_replicate.client.sending_queue import SendingQueue
 from lmtp_replicate.client.shared_stream import SharedStreams
-from lmtp_replicate.client.stats import Tally
 from lmtp_replicate.errors import TransportError
-from lmtp_replicate.protocol.limits import LIMITS
 from lmtp_replicate.protocol.messages import Generate, Score
 
 log = logging.getLogger(__name__)
@@ -33,46 +34,15 @@ FAREWELL_SECONDS: Final = 5.0
 """How long the end of the process may wait for the cancelling of predictions."""
 
 
-class Peer(Protocol):
-    """One endpoint, seen through one account."""
-
-    @property
-    def label(self) -> str:
-        """What messages and traces call it."""
-
-    @property
-    def tally(self) -> Tally:
-        """Where its costs are counted."""
-
-    @property
-    def info(self) -> Mapping[str, Any] | None:
-        """The answer to MODEL_INFO, once known."""
-
-    @property
-    def savings(self) -> Savings:
-        """Which means of saving predictions may be used."""
-
-    @property
-    def memory(self) -> Memory:
-        """What its model has said."""
-
-    async def run(self, batch: Batch) -> None:
-        """Have the batch answered; lasts until nothing of it is left on the server's side. Every
-        stream gets its end, whatever happens."""
-
-    async def close(self) -> None:
-        """Give up the connections. No batch is running."""
-
-
 class Hub:
     """See the module. `post` and `leave` may be called from any thread."""
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
-        self._batches: dict[int, Batch] = {}
+        self._queues: dict[Peer, SendingQueue] = {}
+        self._limiters: dict[Account, CreateLimiter] = {}
         self._streams = SharedStreams()
         self._ledger = Ledger()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._peers: dict[Hashable, Peer] = {}
         self._session: aiohttp.ClientSession | None = None
         self._disowned = False
@@ -86,13 +56,18 @@ class Hub:
 
     @property
     def running(self) -> int:
-        """Number of batches that something is left of on a server's side."""
-        return len(self._tasks)
+        """Number of batches that something is left of on a server's side, and of queues that hold
+        calls back."""
+        return sum(len(queue.tasks) for queue in list(self._queues.values()))
 
     def peer(self, address: Hashable, make: Callable[[Hub], Peer]) -> Peer:
         """The one peer of this hub at `address`, made by `make` if need be."""
         # Two threads may both make one; the first one kept is used by both.
         return self._peers.get(address) or self._peers.setdefault(address, make(self))
+
+    def limiter(self, account: Account) -> CreateLimiter:
+        """What all peers of `account` wait for before they create predictions."""
+        return self._limiters.setdefault(account, CreateLimiter())
 
     def session(self) -> aiohttp.ClientSession:
         """The connections that all peers share. On the hub's thread only."""
@@ -108,7 +83,7 @@ class Hub:
         return self._session
 
     def post(self, peer: Peer, calls: Sequence[Call]) -> None:
-        """Have `calls` answered by `peer`, in one batch."""
+        """Have `calls` answered by `peer`, together."""
         self._loop.call_soon_threadsafe(self._start, peer, calls)
 
     def leave(self, stream_id: int) -> None:
@@ -123,14 +98,15 @@ class Hub:
     def _start(self, peer: Peer, calls: Sequence[Call]) -> None:
         wanted = [call for call in calls if not call.channel.is_abandoned]
         wanted = self._not_yet_known(peer, self._ledger.asked(peer.label, peer.tally, wanted))
-        for start in range(0, len(wanted), LIMITS.ops_per_batch):
-            together = wanted[start : start + LIMITS.ops_per_batch]
-            entry = self._ledger.open_batch([call.op for call in together], peer.tally)
-            batch = Batch(together, entry)
-            self._batches.update((op.stream_id, batch) for op in batch.ops)
-            task = self._loop.create_task(self._run(peer, batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._queue_of(peer).add(wanted)
+
+    def _queue_of(self, peer: Peer) -> SendingQueue:
+        def open_entry(calls: Sequence[Call]) -> BatchEntry:
+            return self._ledger.open_batch([call.op for call in calls], peer.tally)
+
+        if peer not in self._queues:
+            self._queues[peer] = SendingQueue(peer, open_entry)
+        return self._queues[peer]
 
     def _not_yet_known(self, peer: Peer, calls: Iterable[Call]) -> list[Call]:
         """What must be sent. Every op passes here once, before it costs anything: one whose answer
@@ -159,23 +135,12 @@ class Hub:
         call.channel.put(items)
         return True
 
-    async def _run(self, peer: Peer, batch: Batch) -> None:
-        try:
-            await peer.run(batch)
-        except Exception as error:  # a bug of ours must not leave a query hanging
-            log.exception("the batch failed")
-            batch.fail(TransportError(f"internal error of the client: {error!r}"))
-        finally:
-            for op in batch.ops:
-                self._batches.pop(op.stream_id, None)
-            batch.entry.close()
-
     def _leave(self, stream_id: int) -> None:
         self._ledger.left(stream_id)
         unread = self._streams.leave(stream_id)
-        batch = None if unread is None else self._batches.get(unread)
-        if unread is not None and batch is not None:
-            batch.leave(unread)
+        if unread is not None:
+            for queue in self._queues.values():
+                queue.leave(unread)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -196,10 +161,12 @@ class Hub:
         self._thread.join(timeout=1)
 
     async def _farewell(self) -> None:
-        for batch in set(self._batches.values()):
-            batch.drop(TransportError("the client was closed while the stream was open"))
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=FAREWELL_SECONDS)
+        tasks = set[asyncio.Task[None]]()
+        for queue in self._queues.values():
+            queue.drop(TransportError("the client was closed while the stream was open"))
+            tasks |= queue.tasks
+        if tasks:
+            await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
         for peer in self._peers.values():
             await peer.close()
         if self._session is not None:

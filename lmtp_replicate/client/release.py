@@ -3,8 +3,9 @@ server speaks."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,46 @@ class Release:
     path: str
     version: str | None
     dialect: Dialect
+
+
+class LookUp:
+    """An endpoint's release, looked up when first needed and shared from then on. `find` is
+    `find_release` for the endpoint."""
+
+    def __init__(self, find: Callable[[], Coroutine[Any, Any, Release]]) -> None:
+        self._find = find
+        self._task: asyncio.Task[Release] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the release is known."""
+        return self._task is not None and self._task.done()
+
+    async def release(self) -> Release:
+        """The release; errors as of `find_release`. May be cancelled, which leaves the look-up to
+        those who wait for it too."""
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._find())
+            self._task.add_done_callback(self._forget_failure)
+        looking = self._task
+        await asyncio.wait({looking})
+        return looking.result()
+
+    def _forget_failure(self, task: asyncio.Task[Release]) -> None:
+        """The next op looks again: what was wrong may have been put right."""
+        if self._task is task and (task.cancelled() or task.exception() is not None):
+            self._task = None
+
+    def forget(self, release: Release) -> None:
+        """Look again, should `release` still be what is known."""
+        if self._task is not None and self.is_done and self._task.result() is release:
+            self._task = None
+
+    async def close(self) -> None:
+        """Give up looking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
 
 
 async def find_release(api: Api, endpoint: ReplicateEndpoint) -> Release:

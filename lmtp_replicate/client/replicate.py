@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from lmtp_replicate.client.account import Account
-from lmtp_replicate.client.api import Api
+from lmtp_replicate.client.api import Api, TooManyRequests
 from lmtp_replicate.client.batch import Batch
 from lmtp_replicate.client.endpoint import ReplicateEndpoint
 from lmtp_replicate.client.hub import Hub
+from lmtp_replicate.client.limiter import Create, remaining_of
 from lmtp_replicate.client.memory import Memory
+from lmtp_replicate.client.peer import Throttled, Turn
 from lmtp_replicate.client.prediction import Prediction
-from lmtp_replicate.client.release import Release, find_release
+from lmtp_replicate.client.release import LookUp, Release, find_release
 from lmtp_replicate.client.stats import Stats, tally_of
 from lmtp_replicate.errors import (
     EndpointError,
@@ -23,10 +26,14 @@ from lmtp_replicate.errors import (
     StreamError,
     TransportError,
 )
+from lmtp_replicate.protocol.batch_size import BatchSize
 from lmtp_replicate.protocol.codecs import LineDecoder, encode_batch
+from lmtp_replicate.protocol.limits import LIMITS
 from lmtp_replicate.protocol.messages import EXTENSIONS, Dialect, ModelInfo, Op
 
 log = logging.getLogger(__name__)
+WINDOW: Final = 0.015
+"""Seconds for which ops wait for company while others are in flight."""
 
 
 class ReplicatePeer:
@@ -35,10 +42,12 @@ class ReplicatePeer:
     def __init__(self, hub: Hub, endpoint: ReplicateEndpoint, account: Account) -> None:
         self._hub = hub
         self._endpoint = endpoint
+        self._model = f"{endpoint.owner}/{endpoint.name}"
         self._account = account
+        self._limiter = hub.limiter(account)
         self.label = endpoint.label
         self.tally = tally_of(endpoint)
-        self._release: asyncio.Task[Release] | None = None
+        self._look_up = LookUp(lambda: find_release(self._api(self.tally.add), endpoint))
         self._has_asked = False
         self._has_told_of_boot = False
         self.info: Mapping[str, Any] | None = None
@@ -46,80 +55,69 @@ class ReplicatePeer:
         self.savings = endpoint.savings
         self.memory = Memory(lambda: self.info)
 
-    async def run(self, batch: Batch) -> None:
+    async def turn(self) -> Turn:
+        """Once the endpoint is looked up and the account may create one more prediction."""
+        is_old_news = self._look_up.is_done
+        release = await self._look_up.release()
+        create = await self._limiter.turn()
+        if create.was_delayed:
+            self.tally.add(Stats(creates_delayed=1))
+        size = BatchSize(names_masks=self._is_compact(release), model=self._model)
+        run = partial(self._run, create, is_old_news=is_old_news)
+        return Turn(size, WINDOW, run, give_up=create.end)
+
+    async def _run(self, create: Create, batch: Batch, *, is_old_news: bool) -> None:
         """Have `batch` answered by one prediction, and cancel it when nobody waits any more."""
         batch.on_info = self._take_info
         try:
-            prediction = await self._begin(batch)
+            prediction = await self._begin(create, batch, is_old_news=is_old_news)
             if prediction is not None:
                 await self._follow(prediction, batch)
         except LmtpReplicateError as error:
             batch.fail(error)
         finally:
+            create.end()
             self._has_asked = self.info is not None
 
     async def close(self) -> None:
         """Give up looking."""
-        if self._release is not None:
-            self._release.cancel()
-            await asyncio.wait({self._release})
+        await self._look_up.close()
 
     def _api(self, count: Callable[[Stats], None]) -> Api:
         return Api(self._account, self._hub.session(), count)
 
-    async def _begin(self, batch: Batch) -> Prediction | None:
-        """The created prediction, or None when everybody left before it was."""
-        is_old_news = self._release is not None and self._release.done()
-        release = await self._find_release(batch)
-        found = self._release
-        if release is None:
-            return None
+    async def _begin(self, create: Create, batch: Batch, *, is_old_news: bool) -> Prediction | None:
+        """The created prediction, or None when everybody left before it was. is_old_news: the
+        release was known before the batch was made."""
+        release = await self._look_up.release()
         try:
-            return await self._create(release, batch)
+            return await self._create(release, create, batch)
         except (EndpointError, PredictionError):
             # Refused, so it did not run: the version may be gone since we looked.
-            if self._release is found:
-                self._release = None
-            newer = await self._find_release(batch) if is_old_news else None
-            if newer is None or newer == release:
+            self._look_up.forget(release)
+            newer = await self._look_up.release() if is_old_news else release
+            if newer == release:
                 raise
             self._has_asked, self.info = False, None
-            return await self._create(newer, batch)
+            return await self._create(newer, create, batch)
 
-    async def _find_release(self, batch: Batch) -> Release | None:
-        """What the endpoint stands for, or None when everybody left before that was known."""
-        if self._release is None:
-            self._release = asyncio.ensure_future(
-                find_release(self._api(self.tally.add), self._endpoint)
-            )
-            self._release.add_done_callback(self._forget_failure)
-        looking, leaving = self._release, asyncio.ensure_future(batch.unwanted.wait())
-        await asyncio.wait({looking, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
-        return looking.result() if looking.done() else None
-
-    def _forget_failure(self, release: asyncio.Task[Release]) -> None:
-        """The next op looks again: what was wrong may have been put right."""
-        if self._release is release and (release.cancelled() or release.exception() is not None):
-            self._release = None
-
-    async def _create(self, release: Release, batch: Batch) -> Prediction | None:
+    async def _create(self, release: Release, create: Create, batch: Batch) -> Prediction | None:
         """As `_begin`."""
-        ops = [*self._introduction(release), *batch.ops]
-        extended = release.dialect is Dialect.EXTENDED
-        name = f"{self._endpoint.owner}/{self._endpoint.name}"
-        compact = extended and self._endpoint.savings.compact
-        fields = {"ops_batch_json": encode_batch(ops, model=name, extended=compact)}
-        if extended:
-            fields["encoding"] = release.dialect.value
-        body: dict[str, Any] = {"input": fields}
-        if release.version is not None:
-            body["version"] = release.version
+        body = self._body(release, batch)
         api = self._api(batch.entry.count)
-        created = await api.create(release.path, body, give_up=batch.unwanted)
-        if created is None:
+        try:
+            answer = await api.create(release.path, body, give_up=batch.unwanted)
+        except TooManyRequests as refusal:
+            if not create.refused(refusal.failure):
+                raise refusal.error from None
+            log.info("%s", refusal.error)
+            api.count(Stats(retries=1))
+            raise Throttled from None
+        if answer is None:
             return None
-        batch.entry.created(len(fields["ops_batch_json"]))
+        create.accepted(remaining_of(answer.headers))
+        created = answer.body
+        batch.entry.created(len(body["input"]["ops_batch_json"]))
         batch.entry.saw(created)
         if not created.get("id"):
             raise TransportError(f"{release.path} answered without the prediction's id")
@@ -135,6 +133,27 @@ class ReplicatePeer:
             on_boot=self._tell_of_boot,
             is_answered=batch.over.is_set,
         )
+
+    def _body(self, release: Release, batch: Batch) -> dict[str, Any]:
+        """Of the request to create the prediction. Raises `StreamError` for an op that is too
+        large; such a one is alone in its batch."""
+        ops = [*self._introduction(release), *batch.ops]
+        text = encode_batch(ops, model=self._model, extended=self._is_compact(release))
+        if len(text) > LIMITS.message_bytes:
+            raise StreamError(
+                f"the op is too large: {len(text)} bytes as JSON, at most {LIMITS.message_bytes} "
+                "can be sent; shorten its prompt or its mask"
+            )
+        fields = {"ops_batch_json": text}
+        if release.dialect is Dialect.EXTENDED:
+            fields["encoding"] = release.dialect.value
+        body: dict[str, Any] = {"input": fields}
+        if release.version is not None:
+            body["version"] = release.version
+        return body
+
+    def _is_compact(self, release: Release) -> bool:
+        return release.dialect is Dialect.EXTENDED and self.savings.compact
 
     def _see_version(self, created: Mapping[str, Any], release: Release) -> None:
         """A deployment may run another version than before, which has another card and says other

@@ -13,6 +13,7 @@ from lmtp_replicate.client.batch import Batch
 from lmtp_replicate.client.endpoint import WebSocketEndpoint
 from lmtp_replicate.client.hub import Hub
 from lmtp_replicate.client.memory import Memory
+from lmtp_replicate.client.peer import Turn
 from lmtp_replicate.client.settings import Savings
 from lmtp_replicate.client.stats import Stats, tally_of
 from lmtp_replicate.errors import (
@@ -22,6 +23,7 @@ from lmtp_replicate.errors import (
     StreamError,
     TransportError,
 )
+from lmtp_replicate.protocol.batch_size import BatchSize
 from lmtp_replicate.protocol.codecs import decode_items, encode_op
 from lmtp_replicate.protocol.limits import LIMITS
 from lmtp_replicate.protocol.mask_names import MaskNames
@@ -59,7 +61,11 @@ class WebSocketPeer:
         self.savings = Savings(memory=False, join=False)
         self.memory = Memory(lambda: self.info)
 
-    async def run(self, batch: Batch) -> None:
+    async def turn(self) -> Turn:
+        """At once: an op on an open connection costs no more alone than with others."""
+        return Turn(BatchSize(names_masks=True), 0.0, self._run, give_up=lambda: None)
+
+    async def _run(self, batch: Batch) -> None:
         """Have `batch` answered; each stream ends by itself, or with the connection."""
         connection = None
         try:

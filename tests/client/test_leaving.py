@@ -201,4 +201,4 @@ def test_threads_and_tasks_stay_flat(replicate: ReplicateDouble) -> None:
     assert process_hub() is hub
     assert threading.active_count() == before
     assert len(asyncio.all_tasks(hub._loop)) == 0
-    assert not hub._batches
+    assert not hub.running
