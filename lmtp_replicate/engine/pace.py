@@ -7,9 +7,10 @@ stream and for thirty, for a laptop and for a GPU. `c` includes a step's fixed c
 late, so the room moves to its fixed point within a few steps.
 
 A short prompt, one that is over after `SHORT_STEPS` steps, may add up to `SHORT_SECONDS` to each of
-them. While a prompt is run the steps go by with fewer streams than there could be, and each costs
-nearly as much: with short prompts arriving all the time, as LMQL's ops do, that is worth a fifth
-of the throughput at 8 streams, and two fifths at 32. Nobody notices a tenth of a second once.
+them, reckoned by what a token took where nothing decoded. While a prompt is run the steps go by
+with fewer streams than there could be, and each costs nearly as much: with short prompts arriving
+all the time, as LMQL's ops do, that is worth a fifth of the throughput at 8 streams, and two fifths
+at 32. Nobody notices a tenth of a second once.
 """
 
 from __future__ import annotations
@@ -42,18 +43,25 @@ class Pace:
         self._chunk_tokens = chunk_tokens
         self._decode_seconds: dict[int, float] = {}  # by bit length of the number of streams
         self._token_seconds: float | None = None
+        self._alone_seconds: float | None = None
+        self._alone_tokens: float | None = None
 
     def room(self, decoding: int) -> Room:
         """That of a step with `decoding` decoding streams."""
         if not decoding:
             return Room(self._chunk_tokens, self._chunk_tokens)
         spare = (SLOWDOWN - 1) * self._decode_time(decoding)
-        return Room(self._fitting(max(spare, SHORT_SECONDS)), self._fitting(spare))
+        long = self._fitting(spare, self._token_seconds)
+        # Not by `c`: with many streams it is far too high until a step of them alone has been seen.
+        return Room(max(long, self._fitting(SHORT_SECONDS, self._alone())), long)
 
-    def _fitting(self, seconds: float) -> int:
-        fitting = 0
-        if self._token_seconds is not None:
-            fitting = int(seconds / max(self._token_seconds, 1e-9))
+    def _alone(self) -> float | None:
+        if self._alone_seconds is None or self._alone_tokens is None:
+            return self._token_seconds
+        return self._alone_seconds / self._alone_tokens
+
+    def _fitting(self, seconds: float, token_seconds: float | None) -> int:
+        fitting = 0 if token_seconds is None else int(seconds / max(token_seconds, 1e-9))
         return min(max(LEAST, fitting), self._chunk_tokens)
 
     def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
@@ -64,9 +72,9 @@ class Pace:
         elif decoding:
             size = decoding.bit_length()
             self._decode_seconds[size] = _blend(self._decode_seconds.get(size), seconds)
-        elif self._token_seconds is None and prompt_tokens:
-            # Too much, for it holds the fixed costs, but better than to begin with nothing.
-            self._token_seconds = seconds / prompt_tokens
+        elif prompt_tokens:
+            self._alone_seconds = _blend(self._alone_seconds, seconds)
+            self._alone_tokens = _blend(self._alone_tokens, prompt_tokens)
 
     def _decode_time(self, decoding: int) -> float:
         """The time of the nearest measured size not above this one, else above; 0 if there is
