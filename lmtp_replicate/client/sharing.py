@@ -13,7 +13,7 @@ from typing import Final
 from lmtp_replicate.protocol.limits import LIMITS
 
 MOST_PLACES: Final = 2**19
-"""About 60 MB; when so many are known, all are forgotten."""
+"""About 60 MB; when so many places and ops are known, all are forgotten."""
 _IDS: Final = LIMITS.max_token_id + 1
 
 
@@ -45,7 +45,7 @@ class SharedPrefixes:
 
     def begin(self, op: int, tokens: Sequence[int]) -> Shared | None:
         """Know `op`'s sequence; what it shares with an earlier one's, if anything."""
-        if len(self._owners) > MOST_PLACES:
+        if len(self._owners) + len(self._given) > MOST_PLACES:
             self._forget()
         place, known, owner = 0, 0, 0
         for token in tokens:

@@ -49,3 +49,5 @@ def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prefixes.begin(2, [0, 1]) is None  # all was forgotten
     prefixes.extend(1, 5)  # and this op's beginning too
     assert prefixes.begin(3, [0, 1, 7]) == Shared(2, 2, 0)
+    repeated = [prefixes.begin(number, [0, 1, 7]) for number in range(4, 204)]
+    assert repeated.count(None) > 1  # nothing new, and still not remembered for ever
