@@ -106,6 +106,9 @@ QUERIES = (
     ),
 )
 
+END = "\0"
+"""In a text: the model ends there by itself. Elsewhere one text runs into the next, as a base model
+writes on until it is stopped."""
 TEXTS = (
     f"Review: {REVIEW}\n\nQ: What is the underlying sentiment of this review and why?\n\n"
     "A: The sentiment is positive, because the guest enjoyed the stay, the mountains and the food."
@@ -116,14 +119,15 @@ TEXTS = (
     "A week has this many hours: 168",
     "Once upon a time there was a small hotel by the sea, and nobody knew who had built it there.",
     "The best room has a view of the lake and a very good bed.",
-    "The breakfast was fresh and warm, with bread, eggs and fruit, and the staff was friendly.",
-    "The hotel was very clean and very quiet at night",
+    "The breakfast was fresh and warm, with bread, eggs and fruit, and the staff was friendly."
+    + END,
+    "The hotel was very clean and very quiet at night" + END,
     "The rules of the house: Please be quiet after ten. Please do not smoke in the rooms. Please "
     "leave the keys at the desk. Dogs are welcome, but not in the dining room. Breakfast is from "
     "seven to ten. The pool opens at nine and closes at eight. Towels are changed every second "
     "day. Please close the windows when it rains. Thank you, and have a good stay.##",
     "To pack:\n- warm socks for two\n- a good rain coat\n- maps of the lake\n- bread and tea\n",
-    "The guest wrote: It was great The guest was happy",
+    "The guest wrote: It was great The guest was happy" + END,
     *(
         f"The name {name} comes from {land} and is old."
         for name, land in zip(

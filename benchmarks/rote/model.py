@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.queries import TEXTS
+from benchmarks.queries import END, TEXTS
 from lmtp_replicate.demo.workspace import SHIPPED_MODEL
 from lmtp_replicate.protocol.fingerprint import tokenizer_fingerprint
 
 TOKENIZER: Path = SHIPPED_MODEL
 """The tokenizer, 2048 tokens; the shipped model can thus be asked the same queries."""
-END = "\0"
 LONGEST_MATCH = 48
 LIKING = 8.0
 SEED = 20261125
@@ -39,7 +38,7 @@ class RoteModel:
         self.pieces = pieces
         self.bos, self.eos = bos, eos
         self.fingerprint = fingerprint
-        self._known = END.join(["", *texts, ""])
+        self._known = "\n".join(texts)
         self._ids = {piece: token for token, piece in enumerate(pieces) if piece}
         self._longest = max(map(len, self._ids))
         self._noise = np.random.default_rng(SEED).uniform(-3, 0, len(pieces))
