@@ -28,8 +28,8 @@ JOURNAL = "streams.log"
 
 
 class RoteEngine(ScriptedEngine):
-    """As `ScriptedEngine`, with another model, drawing, and a `journal`: a line `+` for each
-    stream that begins and one `-` for each that has ended."""
+    """As `ScriptedEngine`, with another model, drawing, and a `journal`: a line `begin` for each
+    stream, and a line `end TOKENS` once it is over."""
 
     def __init__(self, model: RoteModel, *, step_seconds: float, journal: Path) -> None:
         self._model = model
@@ -50,13 +50,13 @@ class RoteEngine(ScriptedEngine):
         )
 
     def submit(self, op: Generate | Score, sink: Sink) -> ScriptedTicket:
-        self._journal.write("+\n")
+        self._journal.write("begin\n")
         return super().submit(op, sink)
 
     def _advance(self, ticket: ScriptedTicket) -> None:
         super()._advance(ticket)
         if ticket.ended:
-            self._journal.write("-\n")
+            self._journal.write(f"end {len(ticket.produced)}\n")
 
     def _score(self, op: Score) -> list[StreamItem]:
         items: list[StreamItem] = []

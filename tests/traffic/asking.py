@@ -1,0 +1,84 @@
+"""Asks the queries, and hears all that LMQL is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lmql
+import pytest
+
+import lmtp_replicate  # noqa: F401 - the plug-in
+from benchmarks.queries import Query
+from benchmarks.rote.model import TOKENIZER
+from lmtp_replicate.lmql.bridge import LMTPReplicateClient
+
+PATIENCE = 60
+"""Seconds after which a query that hangs fails its test."""
+
+
+def model(name: str = "rote", settings: str = "") -> lmql.LLM:
+    """`name` of our gateway; `settings` as in an endpoint, with their "?"."""
+    return lmql.model(f"replicate:local/{name}{settings}", tokenizer=str(TOKENIZER))
+
+
+def ask(query: Query, model: lmql.LLM) -> list[Mapping[str, Any]]:
+    """The variables of each result."""
+
+    async def run() -> list[Any]:
+        async with asyncio.timeout(PATIENCE):
+            return await asyncio.gather(*(lmql.run(code, model=model) for code in query.codes))
+
+    answers = asyncio.run(run())
+    results = [one for each in answers for one in (each if isinstance(each, list) else [each])]
+    return [result.variables for result in results]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One op of LMQL's, and the items that it read. `scored` is None for a GENERATE."""
+
+    prompt: Sequence[int]
+    parameters: Mapping[str, Any]
+    scored: Sequence[int] | None = None
+    items: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+def listen(patch: pytest.MonkeyPatch, *, seeded: bool = False) -> list[Heard]:
+    """What LMQL asks and reads from now on. With `seeded`, each op of a query gets a seed."""
+    heard: list[Heard] = []
+    generate, score = LMTPReplicateClient.generate, LMTPReplicateClient.score
+
+    def hear_generate(
+        self: LMTPReplicateClient, prompt: Sequence[int], **parameters: Any
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        heard.append(Heard(list(prompt), dict(parameters)))
+        seed = {"seed": len(heard)} if seeded else {}
+        return _Ear(generate(self, prompt, **parameters, **seed), heard[-1].items)
+
+    def hear_score(
+        self: LMTPReplicateClient, prompt: Sequence[int], scored: Sequence[int], **parameters: Any
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        heard.append(Heard(list(prompt), {}, list(scored)))
+        return _Ear(score(self, prompt, scored, **parameters), heard[-1].items)
+
+    patch.setattr(LMTPReplicateClient, "generate", hear_generate)
+    patch.setattr(LMTPReplicateClient, "score", hear_score)
+    return heard
+
+
+class _Ear(AsyncIterator[Mapping[str, Any]]):
+    """Keeps nothing alive that LMQL drops."""
+
+    def __init__(
+        self, stream: AsyncIterator[Mapping[str, Any]], items: list[Mapping[str, Any]]
+    ) -> None:
+        self._stream = stream
+        self._items = items
+
+    async def __anext__(self) -> Mapping[str, Any]:
+        item = await anext(self._stream)
+        self._items.append(item)
+        return item

@@ -1,0 +1,143 @@
+"""When a query is over, however it ended, nothing of it is left: no prediction and no stream in the
+engine; and after a thousand queries there is no more of anything than after ten."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import lmql
+import psutil
+import pytest
+
+from benchmarks.queries import QUERIES, Query
+from benchmarks.rote.engine import JOURNAL
+from tests.gateway_thread import GatewayThread
+from tests.traffic.asking import PATIENCE, ask, model
+
+LONG = 400
+"""Tokens that a query asks for, of which it needs a few; eight seconds of the slow model."""
+FEW = 200
+_PATIENCE = 30
+
+
+class Journal:
+    """What the engine of a work directory has written since."""
+
+    def __init__(self, work: Path) -> None:
+        self._file = work / JOURNAL
+        self._start = self._file.stat().st_size if self._file.exists() else 0
+
+    def lines(self) -> list[str]:
+        if not self._file.exists():
+            return []
+        return self._file.read_text()[self._start :].splitlines()
+
+    @property
+    def begun(self) -> int:
+        return self.lines().count("begin")
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each stream that is over."""
+        return [int(line.split()[1]) for line in self.lines() if line.startswith("end")]
+
+    def wait_for(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while not true():
+            assert time.monotonic() < deadline, self.lines()
+            time.sleep(0.01)
+
+    def wait_until_idle(self) -> None:
+        """Until no stream is open."""
+        self.wait_for(lambda: self.begun == len(self.tokens))
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
+def test_a_query_leaves_nothing_behind(query: Query, gateway: GatewayThread, work: Path) -> None:
+    journal = Journal(work / "rote")
+    ask(query, model())
+    gateway.wait_until_quiet()
+    journal.wait_until_idle()
+    assert journal.begun
+
+
+def test_what_a_query_no_longer_needs_is_not_generated(gateway: GatewayThread, work: Path) -> None:
+    journal = Journal(work / "slow")
+    [mission] = (query for query in QUERIES if query.name == "mission")
+    ask(mission, model("slow"))
+    gateway.wait_until_quiet()
+    journal.wait_until_idle()
+    assert 0 < max(journal.tokens) < 100  # of 199 that were asked for
+
+
+def test_a_query_that_fails(gateway: GatewayThread, work: Path) -> None:
+    journal = Journal(work / "slow")
+    failing = Query(
+        "failing",
+        (
+            'argmax\n    "The rules of the house:[RULES]"\n    1 / 0\nwhere\n    '
+            f'STOPS_AT(RULES, "ten") and len(TOKENS(RULES)) < {LONG}\n',
+        ),
+    )
+    with pytest.raises(ZeroDivisionError):
+        ask(failing, model("slow"))
+    gateway.wait_until_quiet()
+    journal.wait_until_idle()
+    assert 0 < max(journal.tokens) < FEW
+
+
+async def test_a_query_that_is_interrupted(gateway: GatewayThread, work: Path) -> None:
+    journal = Journal(work / "slow")
+    code = f'argmax "The rules of the house:[RULES]" where len(TOKENS(RULES)) < {LONG}'
+    running = asyncio.ensure_future(lmql.run(code, model=model("slow")))
+    await asyncio.to_thread(journal.wait_for, lambda: journal.begun > 0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await asyncio.to_thread(gateway.wait_until_quiet)
+    await asyncio.to_thread(journal.wait_until_idle)
+    assert max(journal.tokens) < FEW
+
+
+@pytest.mark.slow
+def test_a_thousand_queries_hold_no_more_than_ten(gateway: GatewayThread) -> None:
+    llm = model()
+
+    def run(count: int) -> None:
+        """Loops of their own, as programs have them, with some queries each."""
+        for _ in range(count // 5):
+            asyncio.run(asyncio.wait_for(_five(llm), PATIENCE))
+        gateway.wait_until_quiet()
+
+    run(10)
+    after_ten = held()
+    run(990)
+    assert held() == after_ten
+
+
+async def _five(llm: lmql.LLM) -> None:
+    short = [f'argmax "The sky{mark}[X]" where len(TOKENS(X)) < 4' for mark in (" is", "?", "!")]
+    scored = 'argmax "The guest was[X]" distribution X in [" happy", " sad"]'
+    forced = 'argmax "The sky is[X]" where X in [" red", " light blue"]'
+    await asyncio.gather(*(lmql.run(code, model=llm) for code in (*short, scored, forced)))
+
+
+def held() -> Counter[str]:
+    """What this process, gateway included, holds, by kind."""
+    gc.collect()
+    process = psutil.Process()
+    tasks = [each for each in gc.get_objects() if type(each) is asyncio.Task]
+    return Counter(
+        {
+            "tasks": sum(not task.done() for task in tasks),
+            "sockets": len(process.net_connections()),
+            "files": process.num_fds(),
+            **Counter(f"thread {thread.name}" for thread in threading.enumerate()),
+        }
+    )
