@@ -12,7 +12,7 @@ from benchmarks.rote.work import make_work_directory
 from lmtp_replicate.client.hub import close_process_hub
 from tests.gateway_thread import GatewayThread
 
-SLOW_STEP = 0.02
+SLOW_STEP = 0.01
 """Seconds of a step of the model `slow`; the model `rote` is as fast as it can be."""
 
 

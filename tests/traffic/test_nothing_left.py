@@ -21,8 +21,13 @@ from tests.gateway_thread import GatewayThread
 from tests.traffic.asking import PATIENCE, ask, model
 
 LONG = 400
-"""Tokens that a query asks for, of which it needs a few; eight seconds of the slow model."""
+"""Tokens that a query asks for, of which it needs a few; four seconds of the slow model."""
 FEW = 200
+FIVE = (
+    *(f'argmax "The sky{mark}[X]" where len(TOKENS(X)) < 4' for mark in (" is", "?", "!")),
+    'argmax "The sky is[X]" where X in [" red", " light blue"]',
+    'argmax "The hotel[X] was[Y]" where len(TOKENS(X)) < 3 distribution Y in [" old", " new"]',
+)
 _PATIENCE = 30
 
 
@@ -106,26 +111,26 @@ async def test_a_query_that_is_interrupted(gateway: GatewayThread, work: Path) -
 
 
 @pytest.mark.slow
-def test_a_thousand_queries_hold_no_more_than_ten(gateway: GatewayThread) -> None:
+def test_a_thousand_queries_hold_no_more_than_ten(gateway: GatewayThread, work: Path) -> None:
+    journal = Journal(work / "rote")
+    queries = [lmql.query(code) for code in FIVE]
     llm = model()
+
+    async def five() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(query(model=llm) for query in queries))
 
     def run(count: int) -> None:
         """Loops of their own, as programs have them, with some queries each."""
-        for _ in range(count // 5):
-            asyncio.run(asyncio.wait_for(_five(llm), PATIENCE))
+        for _ in range(count // len(FIVE)):
+            asyncio.run(five())
         gateway.wait_until_quiet()
 
     run(10)
     after_ten = held()
     run(990)
     assert held() == after_ten
-
-
-async def _five(llm: lmql.LLM) -> None:
-    short = [f'argmax "The sky{mark}[X]" where len(TOKENS(X)) < 4' for mark in (" is", "?", "!")]
-    scored = 'argmax "The guest was[X]" distribution X in [" happy", " sad"]'
-    forced = 'argmax "The sky is[X]" where X in [" red", " light blue"]'
-    await asyncio.gather(*(lmql.run(code, model=llm) for code in (*short, scored, forced)))
+    assert journal.begun > 800  # of the fifth kind, the scores are soon known
 
 
 def held() -> Counter[str]:
