@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,9 +20,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class ProblemError(LmtpReplicateError):
     """An answer with an error status; `more` are further members of its body."""
 
-    def __init__(self, status: int, detail: str, title: str | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        title: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
         super().__init__(detail)
         self.status = status
+        self._headers = headers
         self._body = ({"title": title} if title else {}) | {
             "detail": detail,
             "status": status,
@@ -32,7 +41,10 @@ class ProblemError(LmtpReplicateError):
     def answer(self) -> web.Response:
         """The HTTP response."""
         return web.json_response(
-            self._body, status=self.status, content_type="application/problem+json"
+            self._body,
+            status=self.status,
+            headers=self._headers,
+            content_type="application/problem+json",
         )
 
 
@@ -55,9 +67,11 @@ def unknown_version() -> ProblemError:
     )
 
 
-def throttled(detail: str, retry_after: int) -> ProblemError:
+def throttled(
+    detail: str, retry_after: int, headers: Mapping[str, str] | None = None
+) -> ProblemError:
     """429: come back in `retry_after` seconds."""
-    return ProblemError(429, detail, retry_after=retry_after)
+    return ProblemError(429, detail, headers=headers, retry_after=retry_after)
 
 
 def invalid_input(invalid: Sequence[InvalidField]) -> ProblemError:

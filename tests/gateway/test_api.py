@@ -245,10 +245,13 @@ def test_old_predictions_are_forgotten(toy: Path) -> None:
 def test_creates_are_throttled(toy: Path) -> None:
     with running([toy]) as own:
         own.gateway.faults.creates_per_minute = 1
-        own.create({"text": "a"})
+        accepted = own.http.post(CREATE, json={"input": {"text": "a"}})
+        assert accepted.headers["ratelimit-remaining"] == "0"
         answer = own.http.post(CREATE, json={"input": {"text": "a"}})
         body = answer.json()
         assert answer.status_code == 429
+        assert answer.headers["ratelimit-remaining"] == "0"
+        assert answer.headers["ratelimit-reset"] == str(body["retry_after"])
         assert 0 < body["retry_after"] <= 60
         assert f"~{body['retry_after']}s" in body["detail"]
         own.gateway.faults.creates_per_minute = None
