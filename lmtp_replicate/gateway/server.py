@@ -153,7 +153,7 @@ class Server:
         self, request: web.Request, prediction: Prediction, wait: int | None
     ) -> web.Response:
         shown = prediction.show(_base(request))
-        headers = {"Location": shown["urls"]["get"]}
+        headers = {"Location": shown["urls"]["get"], **self._faults.limit_headers()}
         if wait is not None:
             headers["Preference-Applied"] = f"wait={wait}"
             try:

@@ -12,7 +12,7 @@ import pytest
 
 import lmtp_replicate  # noqa: F401 - the plug-in
 from benchmarks.queries import Query
-from benchmarks.rote.model import TOKENIZER
+from benchmarks.rote.model import TOKENIZER, rote_model
 from lmtp_replicate.lmql.bridge import LMTPReplicateClient
 
 PATIENCE = 60
@@ -21,6 +21,7 @@ PATIENCE = 60
 
 def model(name: str = "rote", settings: str = "") -> lmql.LLM:
     """`name` of our gateway; `settings` as in an endpoint, with their "?"."""
+    rote_model()  # imports what LMQL would import in several threads at once
     return lmql.model(f"replicate:local/{name}{settings}", tokenizer=str(TOKENIZER))
 
 

@@ -113,8 +113,8 @@ async def test_a_query_that_is_interrupted(gateway: GatewayThread, work: Path) -
 @pytest.mark.slow
 def test_a_thousand_queries_hold_no_more_than_ten(gateway: GatewayThread, work: Path) -> None:
     journal = Journal(work / "rote")
-    queries = [lmql.query(code) for code in FIVE]
     llm = model()
+    queries = [lmql.query(code) for code in FIVE]
 
     async def five() -> None:
         async with asyncio.timeout(PATIENCE):
