@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 import aiohttp
@@ -71,14 +72,18 @@ class Api:
         return answer.body
 
     async def create(
-        self, path: str, body: Mapping[str, Any], give_up: asyncio.Event
+        self, path: str, body: Mapping[str, Any], give_up: asyncio.Event, wait: int | None = None
     ) -> Answer | None:
-        """What was created, or None when `give_up` was set before the request was accepted.
+        """What was created, or None when `give_up` was set before the request was accepted. The
+        server is asked to hold its answer back for up to `wait` seconds, until the output is there.
 
         Never sent twice where the first may have been accepted. Must not be cancelled: the
         prediction would run on without anyone who could stop it. Raises `TooManyRequests` for 429.
         """
-        return await self._request("POST", path, body, repeatable=False, give_up=give_up)
+        prefer = {} if wait is None else {"Prefer": f"wait={wait}"}
+        return await self._request(
+            "POST", path, body, repeatable=False, give_up=give_up, more_headers=prefer
+        )
 
     async def cancel(self, path: str) -> Mapping[str, Any]:
         """Cancel the prediction, and tell what it is then; one that is over or unknown is no
@@ -109,6 +114,7 @@ class Api:
         repeatable: bool,
         give_up: asyncio.Event | None = None,
         most_calls: int | None = None,
+        more_headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Answer | None:
         give_up = give_up or asyncio.Event()  # which nobody sets
         url = self._account.base_url + path
@@ -117,7 +123,7 @@ class Api:
                 break
             if attempt > 1:
                 self.count(Stats(retries=1))
-            outcome = await self._attempt(method, url, body)
+            outcome = await self._attempt(method, url, body, more_headers)
             if not isinstance(outcome, _Refusal):
                 return outcome
             if outcome.failure.status == 429 and not repeatable:
@@ -135,9 +141,13 @@ class Api:
         return None
 
     async def _attempt(
-        self, method: str, url: str, body: Mapping[str, Any] | None
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None,
+        more_headers: Mapping[str, str],
     ) -> Answer | _Refusal:
-        headers = self._account.headers_for(url)
+        headers = {**self._account.headers_for(url), **more_headers}
         data = None
         if body is not None:
             headers["Content-Type"] = "application/json"

@@ -20,6 +20,7 @@ import aiohttp
 
 from lmtp_replicate.client.account import Account
 from lmtp_replicate.client.batch import Call
+from lmtp_replicate.client.boot_notice import BootNotice
 from lmtp_replicate.client.entries import BatchEntry
 from lmtp_replicate.client.ledger import Ledger
 from lmtp_replicate.client.limiter import CreateLimiter
@@ -40,6 +41,7 @@ class Hub:
     def __init__(self) -> None:
         self._ids = itertools.count(1)
         self._queues: dict[Peer, SendingQueue] = {}
+        self.boots = BootNotice()
         self._limiters: dict[Account, CreateLimiter] = {}
         self._streams = SharedStreams()
         self._ledger = Ledger()

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 import aiohttp
 
+from lmtp_replicate.client.answering import Answering
 from lmtp_replicate.client.api import Api
 from lmtp_replicate.client.endpoint import ReplicateEndpoint
 from lmtp_replicate.client.sse import Event, EventDecoder
@@ -33,40 +34,33 @@ LAST_WORDS: Final = 1.0
 FIRST_POLL: Final = 0.1
 LONGEST_POLL: Final = 2.0
 LOG_LINES: Final = 10
+ENDED: Final = ("succeeded", "failed", "canceled", "aborted")
 
 
 class Prediction:
-    """Follows one prediction. `on_state` gets what Replicate says of it; `on_text` gets each new
-    piece of output, `on_end` is called after the last one where the end was not clear; `on_boot`
-    is told when the prediction waits for a cold model; `is_answered` says whether all that was
-    asked for is in."""
+    """Follows one prediction, as its create described it; tells `answering` what comes."""
 
     def __init__(
         self,
         api: Api,
         endpoint: ReplicateEndpoint,
         created: Mapping[str, Any],
-        *,
-        on_state: Callable[[Mapping[str, Any]], None],
-        on_text: Callable[[str], None],
-        on_end: Callable[[], None],
-        on_boot: Callable[[], None],
-        is_answered: Callable[[], bool],
+        answering: Answering,
     ) -> None:
         self._api = api
         self._endpoint = endpoint
         self.id = str(created["id"])
         # `urls.get` may lead around the proxy or host name that the user has chosen; this does not.
         self.path = f"/predictions/{quote(self.id, safe='')}"
+        self._created = created
         self._stream_url = (created.get("urls") or {}).get("stream")
-        self._on_state = on_state
-        self._on_text = on_text
-        self._on_end = on_end
-        self._on_boot = on_boot
-        self._is_answered = is_answered
+        self._answering = answering
         self._seen_ids: set[str] = set()
         self._last_id: str | None = None
-        self._length = 0
+        self._taken = 0
+        """Length of the output that was handed on."""
+        self._streamed = 0
+        """Length of the output that the stream has brought."""
         self._news = 0
         self._is_running = False
         self._loop = asyncio.get_running_loop()
@@ -80,24 +74,39 @@ class Prediction:
         Raises `PredictionError` when it failed or was cancelled, `TransportError` when it can no
         longer be followed or the patience for a cold or silent model is at its end.
         """
+        self._look_into(self._created)
         look, poll = FIRST_LOOK, FIRST_POLL
         while not self.is_over:
             news = self._news
             if self._stream_url is None or not await self._read_stream(look):
                 await asyncio.sleep(poll)  # nothing will tell us: the wait between two questions
                 poll = min(LONGEST_POLL, poll * 1.5)
-            if self.is_over or self._is_answered():
+            if self.is_over or self._answering.is_complete:
                 return
             self._judge(await self._api.get(self.path))
             if self._news > news:
                 poll = FIRST_POLL
             look = min(LONGEST_LOOK, look * 2)
 
+    def close(self) -> None:
+        """It is not followed any more."""
+        self._answering.close()
+
+    def _look_into(self, created: Mapping[str, Any]) -> None:
+        """A create that was waited for tells output, or even the end. Complete output may come with
+        `processing`: then the end is so near that it need not be seen."""
+        if created.get("status") in ENDED:
+            self._judge(created)
+        elif created.get("output"):
+            self._is_running = True
+            self._add_output(created)
+            self.is_over = self._answering.is_complete and not self._answering.is_unwanted
+
     async def _read_stream(self, look: float) -> bool:
         """Read events until the stream ends or nothing comes for `look` seconds; whether this
         stream is worth another try at once."""
         assert self._stream_url is not None
-        decoder, news = EventDecoder(), self._news
+        decoder, news, began = EventDecoder(), self._news, self._loop.time()
         try:
             async with (
                 asyncio.timeout(look) as patience,
@@ -107,12 +116,13 @@ class Prediction:
                     log.info("the event stream was answered %s", response.status)
                     self._check_gone(response.status)
                     return False
+                self._answering.connected(self._loop.time() - began)
                 async for chunk in response.content.iter_any():
                     self._api.count(Stats(bytes_received=len(chunk)))
                     for event in decoder.feed(chunk):
                         if self._take(event):
                             return True
-                        left = LAST_WORDS if self._is_answered() else look
+                        left = LAST_WORDS if self._answering.is_complete else look
                         patience.reschedule(self._loop.time() + left)
         except TimeoutError:
             return True
@@ -134,34 +144,38 @@ class Prediction:
         match event.type:
             case "output":
                 self._is_running = True
-                self._length += len(event.data)
-                self._take_text(event.data)
+                self._streamed += len(event.data)
+                self._take_rest(event.data, self._streamed)
             case "done":
                 # Why it ended badly, and what the stream has lost, the prediction alone tells.
-                self.is_over = self._is_answered() and not _reason_of(event.data)
+                self.is_over = self._answering.is_complete and not _reason_of(event.data)
                 if self.is_over:
-                    self._on_state({"status": "succeeded"})
+                    self._answering.saw({"status": "succeeded"})
                 return True
         return False
 
-    def _take_text(self, text: str) -> None:
-        self._news += 1
-        self._last_news = self._loop.time()
-        self._on_text(text)
+    def _take_rest(self, text: str, end: int) -> None:
+        """Hand on what is new of `text`, which ends at `end` of the whole output."""
+        if end > self._taken:
+            rest = text[self._taken - end :]
+            self._taken = end
+            self._news += 1
+            self._last_news = self._loop.time()
+            self._answering.text(rest)
 
     def _judge(self, state: Mapping[str, Any]) -> None:
         """Act on the prediction as Replicate describes it."""
-        self._on_state(state)
+        self._answering.saw(state)
         status = state.get("status")
         match status:
             case "succeeded":
                 self._finish(state)
-            case "failed" | "canceled" | "aborted":
+            case _ if status in ENDED:
                 self._finish(state)
                 raise PredictionError(self._epitaph(state))
             case "starting":
                 if not self._is_running:
-                    self._on_boot()
+                    self._answering.starting()
                 self._check_patience(self._endpoint.patience.boot_timeout, "was still starting")
             case _:
                 if self._stream_url is None:
@@ -169,20 +183,19 @@ class Prediction:
                 if not self._is_running:
                     self._is_running = True
                     self._last_news = self._loop.time()
+                    self._answering.running()
                 self._check_patience(self._endpoint.patience.idle_timeout, "was silent")
 
     def _finish(self, state: Mapping[str, Any]) -> None:
         self._add_output(state)
-        self._on_end()
+        self._answering.end()
         self.is_over = True
 
     def _add_output(self, state: Mapping[str, Any]) -> None:
-        """Take what the stream has not brought. Its pieces joined are the stream's text."""
+        """Take what is new of it. Its pieces joined are the stream's text."""
         output = state.get("output")
         text = "".join(map(str, output)) if isinstance(output, list) else str(output or "")
-        if len(text) > self._length:
-            rest, self._length = text[self._length :], len(text)
-            self._take_text(rest)
+        self._take_rest(text, len(text))
 
     def _check_patience(self, limit: float, state: str) -> None:
         waited = self._loop.time() - self._last_news

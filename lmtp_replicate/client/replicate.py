@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from lmtp_replicate.client.account import Account
+from lmtp_replicate.client.answering import Answering
 from lmtp_replicate.client.api import Api, TooManyRequests
 from lmtp_replicate.client.batch import Batch
 from lmtp_replicate.client.endpoint import ReplicateEndpoint
 from lmtp_replicate.client.hub import Hub
 from lmtp_replicate.client.limiter import Create, remaining_of
 from lmtp_replicate.client.memory import Memory
+from lmtp_replicate.client.pace import Pace
 from lmtp_replicate.client.peer import Throttled, Turn
 from lmtp_replicate.client.prediction import Prediction
 from lmtp_replicate.client.release import LookUp, Release, find_release
@@ -27,13 +29,11 @@ from lmtp_replicate.errors import (
     TransportError,
 )
 from lmtp_replicate.protocol.batch_size import BatchSize
-from lmtp_replicate.protocol.codecs import LineDecoder, encode_batch
+from lmtp_replicate.protocol.codecs import encode_batch
 from lmtp_replicate.protocol.limits import LIMITS
 from lmtp_replicate.protocol.messages import EXTENSIONS, Dialect, ModelInfo, Op
 
 log = logging.getLogger(__name__)
-WINDOW: Final = 0.015
-"""Seconds for which ops wait for company while others are in flight."""
 
 
 class ReplicatePeer:
@@ -49,10 +49,10 @@ class ReplicatePeer:
         self.tally = tally_of(endpoint)
         self._look_up = LookUp(lambda: find_release(self._api(self.tally.add), endpoint))
         self._has_asked = False
-        self._has_told_of_boot = False
         self.info: Mapping[str, Any] | None = None
         """The answer to MODEL_INFO, once known."""
         self.savings = endpoint.savings
+        self.pace = Pace()
         self.memory = Memory(lambda: self.info)
 
     async def turn(self) -> Turn:
@@ -64,7 +64,7 @@ class ReplicatePeer:
             self.tally.add(Stats(creates_delayed=1))
         size = BatchSize(names_masks=self._is_compact(release), model=self._model)
         run = partial(self._run, create, is_old_news=is_old_news)
-        return Turn(size, WINDOW, run, give_up=create.end)
+        return Turn(size, self.pace.window, run, give_up=create.end)
 
     async def _run(self, create: Create, batch: Batch, *, is_old_news: bool) -> None:
         """Have `batch` answered by one prediction, and cancel it when nobody waits any more."""
@@ -105,8 +105,10 @@ class ReplicatePeer:
         """As `_begin`."""
         body = self._body(release, batch)
         api = self._api(batch.entry.count)
+        wait = self._seconds_to_wait(batch.ops)
+        began = asyncio.get_running_loop().time()
         try:
-            answer = await api.create(release.path, body, give_up=batch.unwanted)
+            answer = await api.create(release.path, body, give_up=batch.unwanted, wait=wait)
         except TooManyRequests as refusal:
             if not create.refused(refusal.failure):
                 raise refusal.error from None
@@ -122,17 +124,9 @@ class ReplicatePeer:
         if not created.get("id"):
             raise TransportError(f"{release.path} answered without the prediction's id")
         self._see_version(created, release)
-        lines = LineDecoder()
-        return Prediction(
-            api,
-            self._endpoint,
-            created,
-            on_state=batch.entry.saw,
-            on_text=lambda text: self._take_text(batch, lines, text),
-            on_end=lambda: batch.deliver(lines.finish()),
-            on_boot=self._tell_of_boot,
-            is_answered=batch.over.is_set,
-        )
+        answering = Answering(self._endpoint, batch, self.pace, self._hub.boots, began)
+        answering.created(created, wait)
+        return Prediction(api, self._endpoint, created, answering)
 
     def _body(self, release: Release, batch: Batch) -> dict[str, Any]:
         """Of the request to create the prediction. Raises `StreamError` for an op that is too
@@ -152,6 +146,11 @@ class ReplicatePeer:
             body["version"] = release.version
         return body
 
+    def _seconds_to_wait(self, ops: Sequence[Op]) -> int | None:
+        """For `Prefer: wait`; None where streaming is better, or a create may hold up others."""
+        may_wait = self.savings.wait and not self._limiter.is_tight
+        return self.pace.seconds_to_wait(ops) if may_wait else None
+
     def _is_compact(self, release: Release) -> bool:
         return release.dialect is Dialect.EXTENDED and self.savings.compact
 
@@ -169,10 +168,6 @@ class ReplicatePeer:
         self._has_asked = True
         return [ModelInfo(self._hub.next_id(), frozenset(EXTENSIONS))]
 
-    def _take_text(self, batch: Batch, lines: LineDecoder, text: str) -> None:
-        self._has_told_of_boot = False  # it is warm; a later boot is news again
-        batch.deliver(lines.feed(text))
-
     def _take_info(self, info: Mapping[str, Any]) -> None:
         self.info = info
 
@@ -183,6 +178,7 @@ class ReplicatePeer:
         except LmtpReplicateError as error:
             batch.fail(error)  # before the cancelling, which may take long or be in vain
         finally:
+            prediction.close()
             if not prediction.is_over:
                 await self._cancel(prediction, batch)
 
@@ -207,13 +203,3 @@ class ReplicatePeer:
             batch.entry.saw(await api.cancel(f"{prediction.path}/cancel"))
         except LmtpReplicateError as error:
             log.warning("prediction %s may run on, cancelling it failed: %s", prediction.id, error)
-
-    def _tell_of_boot(self) -> None:
-        if not self._has_told_of_boot:
-            self._has_told_of_boot = True
-            log.warning(
-                "%s is starting up on Replicate; a cold model can take minutes. Waiting for up to "
-                "%.0f s.",
-                self._endpoint.label,
-                self._endpoint.patience.boot_timeout,
-            )

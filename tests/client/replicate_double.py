@@ -54,6 +54,10 @@ class Faults:
     stream_status: int = 200
     lose_events: bool = False
     """Streams bring no output, only `done`."""
+    ignore_wait: bool = False
+    """`Prefer: wait` is not granted."""
+    always_processing: bool = False
+    """Creates that were waited for hold all output and say `processing`, as recorded."""
     failure: str | None = None
     """Predictions fail with it after their first output."""
 
@@ -99,6 +103,8 @@ class ReplicateDouble:
         self.predictions: list[Prediction] = []
         self.requests: list[str] = []
         self.cancelled: list[str] = []
+        self.prefers: list[str | None] = []
+        """The `Prefer` header of each create."""
         self.last_event_ids: list[str | None] = []
         self.authorizations: list[str | None] = []
         self.url = ""
@@ -215,7 +221,20 @@ class ReplicateDouble:
             self.faults.lose_answers -= 1
             assert request.transport is not None
             request.transport.abort()
+        prefer = request.headers.get("Prefer")
+        self.prefers.append(prefer)
+        if prefer is not None and not self.faults.ignore_wait:
+            return await self._waited(prediction, float(prefer.removeprefix("wait=")))
         return web.json_response(self._describe(prediction), status=201)
+
+    async def _waited(self, prediction: Prediction, seconds: float) -> web.Response:
+        try:
+            async with asyncio.timeout(seconds), prediction.changed:
+                await prediction.changed.wait_for(lambda: prediction.id not in self.live)
+            status = "processing" if self.faults.always_processing else prediction.status
+        except TimeoutError:
+            status = "starting"
+        return web.json_response(self._describe(prediction) | {"status": status}, status=201)
 
     def _describe(self, prediction: Prediction) -> dict[str, Any]:
         api = f"{self.url}/v1/predictions/{prediction.id}"

@@ -102,7 +102,7 @@ def test_without_coalescing_each_burst_is_a_prediction(
 async def test_while_others_are_in_flight_ops_wait_for_company(
     replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmtp_replicate.client.replicate.WINDOW", 1.0)
+    monkeypatch.setattr("lmtp_replicate.client.pace.Pace.window", 1.0)
     replicate.engine.gate.clear()
     client = connect(ENDPOINT)
     first = asyncio.ensure_future(expect(client, 5))
@@ -120,7 +120,7 @@ async def test_while_others_are_in_flight_ops_wait_for_company(
 async def test_an_idle_endpoint_lets_nothing_wait(
     replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmtp_replicate.client.replicate.WINDOW", 3600.0)
+    monkeypatch.setattr("lmtp_replicate.client.pace.Pace.window", 3600.0)
     client = connect(ENDPOINT)
     await expect(client)
     await expect(client)

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 import pytest
 
 from lmtp_replicate.client import limiter as module
 from lmtp_replicate.client.limiter import CreateLimiter
 from lmtp_replicate.client.retry import MOST_ATTEMPTS, Failure
-
-
-class Clock:
-    """Time that passes only while everybody waits."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.now = 1000.0
-        self._select = loop._selector.select  # type: ignore[attr-defined]
-        loop.time = lambda: self.now  # type: ignore[method-assign]
-        loop._selector.select = self.select  # type: ignore[attr-defined]
-
-    def select(self, timeout: float | None) -> object:
-        if timeout:
-            self.now += timeout
-        return self._select(0 if timeout else timeout)
+from tests.client.clock import run
 
 
 class Server:
@@ -65,16 +50,6 @@ async def use(limiter: CreateLimiter, server: Server, count: int) -> None:
             assert turn.refused(failure)
 
     await asyncio.gather(*(create() for _ in range(count)))
-
-
-def run(main: Callable[[], object]) -> None:
-    """With a clock of our own."""
-
-    async def with_clock() -> None:
-        Clock(asyncio.get_running_loop())
-        await main()  # type: ignore[misc]
-
-    asyncio.run(with_clock())
 
 
 @pytest.mark.parametrize("limit", [6, 60, 600])
