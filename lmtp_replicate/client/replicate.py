@@ -60,8 +60,6 @@ class ReplicatePeer:
         is_old_news = self._look_up.is_done
         release = await self._look_up.release()
         create = await self._limiter.turn()
-        if create.was_delayed:
-            self.tally.add(Stats(creates_delayed=1))
         size = BatchSize(names_masks=self._is_compact(release), model=self._model)
         run = partial(self._run, create, is_old_news=is_old_news)
         return Turn(size, self.pace.window, run, give_up=create.end)
@@ -69,6 +67,8 @@ class ReplicatePeer:
     async def _run(self, create: Create, batch: Batch, *, is_old_news: bool) -> None:
         """Have `batch` answered by one prediction, and cancel it when nobody waits any more."""
         batch.on_info = self._take_info
+        if create.was_delayed:
+            batch.entry.count(Stats(creates_delayed=1))
         try:
             prediction = await self._begin(create, batch, is_old_news=is_old_news)
             if prediction is not None:

@@ -134,6 +134,7 @@ async def test_what_is_asked_for_during_a_refusal_joins(replicate: ReplicateDoub
     await asyncio.to_thread(replicate.wait_for, lambda: creates(replicate) == 1)
     await asyncio.gather(first, expect(client, 9), expect(connect(ENDPOINT), 20))
     assert replicate.ops == [["MODEL_INFO", *["GENERATE"] * 3]]
+    assert client.stats.creates_delayed == 1
 
 
 async def test_too_many_bytes_are_several_predictions(

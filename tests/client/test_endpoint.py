@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 
 from lmtp_replicate.client.endpoint import (
@@ -84,3 +88,11 @@ def test_a_wrong_spelling_shows_the_right_ones(text: str) -> None:
         parse_endpoint(text)
     assert repr(text) in str(caught.value)
     assert "replicate:deployment/ORG/NAME" in str(caught.value)
+
+
+def test_the_documentation_has_every_setting_and_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    found = dict(re.findall(r"^\| endpoint \| `(\w+)` \| (\w+) \|", text, re.MULTILINE))
+    patience = {name: f"{value:g}" for name, value in asdict(Patience()).items()}
+    savings = {name: "on" if value else "off" for name, value in asdict(Savings()).items()}
+    assert found == patience | savings
