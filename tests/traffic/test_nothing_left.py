@@ -129,7 +129,10 @@ def test_a_thousand_queries_hold_no_more_than_ten(gateway: GatewayThread, work: 
     run(10)
     after_ten = held()
     run(990)
-    assert held() == after_ten
+    deadline = time.monotonic() + PATIENCE  # idle connections are kept for a while
+    while not (now := held()) <= after_ten and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert now <= after_ten
     assert journal.begun > 800  # of the fifth kind, the scores are soon known
 
 
