@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import lmql
@@ -13,16 +14,23 @@ import pytest
 import lmtp_replicate  # noqa: F401 - the plug-in
 from benchmarks.queries import Query
 from benchmarks.rote.model import TOKENIZER, rote_model
+from lmtp_replicate.client.settings import Savings
 from lmtp_replicate.lmql.bridge import LMTPReplicateClient
 
+SAVINGS = [saving.name for saving in fields(Savings)]
 PATIENCE = 60
 """Seconds after which a query that hangs fails its test."""
 
 
-def model(name: str = "rote", settings: str = "") -> lmql.LLM:
+def without(names: Sequence[str]) -> str:
+    """An endpoint's settings that switch these savings off."""
+    return "?" + "&".join(f"{name}=off" for name in names)
+
+
+def model(name: str = "rote", settings: str = "", *, tokenizer: Path | str = TOKENIZER) -> lmql.LLM:
     """`name` of our gateway; `settings` as in an endpoint, with their "?"."""
     rote_model()  # imports what LMQL would import in several threads at once
-    return lmql.model(f"replicate:local/{name}{settings}", tokenizer=str(TOKENIZER))
+    return lmql.model(f"replicate:local/{name}{settings}", tokenizer=str(tokenizer))
 
 
 def ask(query: Query, model: lmql.LLM) -> list[Mapping[str, Any]]:
@@ -35,6 +43,19 @@ def ask(query: Query, model: lmql.LLM) -> list[Mapping[str, Any]]:
     answers = asyncio.run(run())
     results = [one for each in answers for one in (each if isinstance(each, list) else [each])]
     return [result.variables for result in results]
+
+
+def approximately(answers: Sequence[Mapping[str, Any]], tolerance: float) -> list[dict[str, Any]]:
+    """`answers`, whose distributions may differ by `tolerance`."""
+    return [
+        {
+            name: [(option, pytest.approx(number, abs=tolerance)) for option, number in value]
+            if isinstance(value, list)
+            else value
+            for name, value in answer.items()
+        }
+        for answer in answers
+    ]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -11,19 +10,13 @@ import pytest
 from benchmarks.queries import QUERIES, Query
 from benchmarks.rote.engine import masked
 from benchmarks.rote.model import log_softmax, rote_model
-from lmtp_replicate.client.settings import Savings
 from lmtp_replicate.protocol.masks import Mask
 from tests.gateway_thread import GatewayThread
-from tests.traffic.asking import Heard, ask, listen, model
+from tests.traffic.asking import SAVINGS, Heard, approximately, ask, listen, model, without
 
-SAVINGS = [saving.name for saving in fields(Savings)]
 TOLERANCE = 1e-5
 """Of log probabilities, which a compact answer may round."""
 Answers = dict[str, list[Mapping[str, Any]]]
-
-
-def without(names: Sequence[str]) -> str:
-    return "?" + "&".join(f"{name}=off" for name in names)
 
 
 SETTINGS = {
@@ -53,7 +46,7 @@ def test_an_answer_does_not_depend_on_what_is_saved(
     if query.name not in plain:
         plain[query.name] = ask(query, model(settings=without(SAVINGS)))
         heard.clear()
-    assert ask(query, model(settings=SETTINGS[name])) == approximately(plain[query.name])
+    assert ask(query, model(settings=SETTINGS[name])) == approximately(plain[query.name], TOLERANCE)
     check(heard)
 
 
@@ -63,19 +56,6 @@ def test_samples_are_drawn_afresh(gateway: GatewayThread, monkeypatch: pytest.Mo
     texts = {str(variables) for _ in range(4) for variables in ask(query, model())}
     assert len(texts) > 3
     check(heard)
-
-
-def approximately(answers: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`answers`, whose distributions may differ by the tolerance."""
-    return [
-        {
-            name: [(option, pytest.approx(number, abs=TOLERANCE)) for option, number in value]
-            if isinstance(value, list)
-            else value
-            for name, value in answer.items()
-        }
-        for answer in answers
-    ]
 
 
 def check(heard: Sequence[Heard]) -> None:
