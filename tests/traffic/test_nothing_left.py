@@ -20,9 +20,9 @@ from benchmarks.rote.engine import JOURNAL
 from tests.gateway_thread import GatewayThread
 from tests.traffic.asking import PATIENCE, ask, model
 
-LONG = 400
-"""Tokens that a query asks for, of which it needs a few; four seconds of the slow model."""
-FEW = 200
+MANY = 199
+"""Tokens that the mission's query asks for, and the slow model makes in two seconds."""
+FEW = 100
 FIVE = (
     *(f'argmax "The sky{mark}[X]" where len(TOKENS(X)) < 4' for mark in (" is", "?", "!")),
     'argmax "The sky is[X]" where X in [" red", " light blue"]',
@@ -78,7 +78,7 @@ def test_what_a_query_no_longer_needs_is_not_generated(gateway: GatewayThread, w
     ask(mission, model("slow"))
     gateway.wait_until_quiet()
     journal.wait_until_idle()
-    assert 0 < max(journal.tokens) < 100  # of 199 that were asked for
+    assert 0 < max(journal.tokens) < FEW
 
 
 def test_a_query_that_fails(gateway: GatewayThread, work: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_query_that_fails(gateway: GatewayThread, work: Path) -> None:
     failing = Query(
         "failing",
         (
-            'argmax\n    "The rules of the house:[RULES]"\n    1 / 0\nwhere\n    '
-            f'STOPS_AT(RULES, "ten") and len(TOKENS(RULES)) < {LONG}\n',
+            'argmax\n    "Review: We had[TEXT]"\n    1 / 0\nwhere\n    '
+            f'STOPS_AT(TEXT, "stay") and len(TOKENS(TEXT)) < {MANY}\n',
         ),
     )
     with pytest.raises(ZeroDivisionError):
@@ -99,7 +99,7 @@ def test_a_query_that_fails(gateway: GatewayThread, work: Path) -> None:
 
 async def test_a_query_that_is_interrupted(gateway: GatewayThread, work: Path) -> None:
     journal = Journal(work / "slow")
-    code = f'argmax "The rules of the house:[RULES]" where len(TOKENS(RULES)) < {LONG}'
+    code = f'argmax "Review: We had[TEXT]" where len(TOKENS(TEXT)) < {MANY}'
     running = asyncio.ensure_future(lmql.run(code, model=model("slow")))
     await asyncio.to_thread(journal.wait_for, lambda: journal.begun > 0)
     running.cancel()
