@@ -10,12 +10,12 @@ refused, so that the proof at load turns to the fallback instead of computing so
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Group, Layout
@@ -24,14 +24,6 @@ PACKED = "lmtp_packed"
 
 _IGNORED = {"position_ids", "cache_position", "layer_idx"}
 """The layout says it already."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackedStep:
-    """What travels through the model's forward to its attention."""
-
-    layout: Layout
-    store: KVStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +42,37 @@ class Scores:
         return self.softcap is None and self.sinks is None
 
 
+class Step(Protocol):
+    """What travels through the model's forward to its attention."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+    ) -> Tensor:
+        """See `packed_attention`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """A step of any works."""
+
+    layout: Layout
+    store: KVStore
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+    ) -> Tensor:
+        layout, store = self.layout, self.store
+        store.write(layer, layout.places.to(key.device), key, value)
+        output = value.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+        for group in layout.groups:
+            seen = group.seen(scores.window)
+            keys, values = store.view(layer, group.first, group.batch, group.capacity, seen)
+            output[0, group.packed] = _attend(
+                query[0, :, group.packed], keys, values, group, scores
+            )
+        return output
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -57,7 +80,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_step: PackedStep,
+    packed_step: Step,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -68,17 +91,9 @@ def packed_attention(
     the new ones, `key` and `value` `[1, kv_head, T, dim]`. Returns `[1, T, query_head, dim]`.
     Raises NotImplementedError for what it does not know."""
     _refuse_unknown(kwargs, attention_mask)
-    layout, store = packed_step.layout, packed_step.store
     layer: int = module.layer_idx  # type: ignore[assignment]
-    store.write(layer, layout.places.to(key.device), key, value)
     scores = Scores(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
-    output = value.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    for group in layout.groups:
-        keys, values = store.view(
-            layer, group.first, group.batch, group.capacity, group.seen(sliding_window)
-        )
-        output[0, group.packed] = _attend(query[0, :, group.packed], keys, values, group, scores)
-    return output, None
+    return packed_step.attend(layer, query, key, value, scores), None
 
 
 def _refuse_unknown(kwargs: dict[str, Any], attention_mask: Tensor | None) -> None:
@@ -113,7 +128,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, group: Group, scores: S
     if group.count == 1:
         folded = query.transpose(0, 1).reshape(batch, kv_heads, shared, dim)
         sinks = None if sinks is None else sinks[None, :, :, None]
-        return _weigh(folded, keys, values, mask, scores, sinks).reshape(length, heads, -1)
+        return weigh(folded, keys, values, mask, scores, sinks).reshape(length, heads, -1)
     folded = query.reshape(kv_heads, shared, length, dim)
     keys, values = (
         t[0, :, None].expand(-1, shared, -1, -1)  # t: [1, kv_head, token, dim]
@@ -125,11 +140,11 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, group: Group, scores: S
             folded, keys, values, is_causal=True, scale=scores.scaling
         )
     else:
-        output = _weigh(folded, keys, values, mask, scores, sinks)
+        output = weigh(folded, keys, values, mask, scores, sinks)
     return output.reshape(heads, length, -1).transpose(0, 1)
 
 
-def _weigh(
+def weigh(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -154,9 +169,6 @@ def _weigh(
     return weights.to(values.dtype) @ values
 
 
-def _no_mask(*_args: Any, **_kwargs: Any) -> None:
-    """The groups make their own masks."""
-
-
+# With no function for masks of that name, transformers makes none. (With one, it would first look
+# into the positions for packed sequences, and wait for the device to do so.)
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, _no_mask)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmtp_replicate.engine.transfer import to_device
 from lmtp_replicate.protocol.masks import Mask
 
 CAPACITY = 256
@@ -72,8 +73,8 @@ class DeviceMasks:
         if mask.allowed is not None:
             forbidden |= ~self._members(mask.allowed, device)
         pairs = [(token, bias) for token, bias in mask.added if token < self._vocab_size]
-        ids = torch.tensor([token for token, _ in pairs], dtype=torch.int64, device=device)
-        added = torch.tensor([bias for _, bias in pairs], dtype=torch.float32, device=device)
+        ids = to_device([token for token, _ in pairs], torch.int64, device)
+        added = to_device([bias for _, bias in pairs], torch.float32, device)
         return DeviceMask(forbidden, ids, added)
 
     def _members(self, bits: bytes, device: torch.device) -> Tensor:
@@ -81,6 +82,8 @@ class DeviceMasks:
         the device."""
         size = (self._vocab_size + 7) // 8
         padded = bytearray(bits[:size].ljust(size, b"\0"))
-        packed = torch.frombuffer(padded, dtype=torch.uint8).to(device)
+        packed = torch.frombuffer(padded, dtype=torch.uint8)
+        if device.type == "cuda":
+            packed = packed.pin_memory().to(device, non_blocking=True)  # see `to_device`
         shifts = torch.arange(8, dtype=torch.uint8, device=device)
         return ((packed.unsqueeze(1) >> shifts) & 1).bool().flatten()[: self._vocab_size]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.ranking import best_first
+from lmtp_replicate.engine.transfer import to_device
 from lmtp_replicate.protocol.messages import Sampling
 
 _FEW = 4096
@@ -64,7 +65,7 @@ def _cut(weights: Tensor, processed: Tensor, samplings: Sequence[Sampling]) -> T
 def _top_k(
     weights: Tensor, processed: Tensor, rows: Sequence[int], limits: Sequence[int]
 ) -> Tensor:
-    index = torch.tensor(rows, device=weights.device)
+    index = to_device(rows, torch.int64, weights.device)
     order = best_first(processed[index], max(limits))
     ranks = torch.arange(order.shape[1], device=weights.device)
     kept = weights[index].gather(1, order) * (ranks < _column(limits, weights.device))
@@ -75,7 +76,7 @@ def _top_p(
     weights: Tensor, processed: Tensor, rows: Sequence[int], shares: Tensor, bound: int
 ) -> Tensor:
     """bound: no row has more than this many weights left."""
-    index = torch.tensor(rows, device=weights.device)
+    index = to_device(rows, torch.int64, weights.device)
     enough = shares * weights[index].sum(dim=1, keepdim=True)
     order = _candidates(processed[index], weights[index], enough, bound)
     ranked = weights[index].gather(1, order)
@@ -101,4 +102,4 @@ def _replaced(weights: Tensor, rows: Tensor, ids: Tensor, kept: Tensor) -> Tenso
 
 
 def _column(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64).to(device).unsqueeze(1)
+    return to_device(values, torch.float64, device).unsqueeze(1)

@@ -25,6 +25,8 @@ class KVStore:
 
     def __init__(self, pool: PagePool) -> None:
         self._tokens = pool.tokens
+        self.scratch = pool.tokens
+        """A place that is no page's: rows that are nobody's write there."""
         self.end = 0
         """Places from here on were never written: they are zero, and take no memory on a CPU."""
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -71,13 +73,18 @@ class KVStore:
         )
         return keys, values
 
+    def whole(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all places, both `[token, kv_head, head_dim]`."""
+        return self._layers[layer]
+
     def _tensors(self) -> list[Tensor]:
         return [tensor for pair in self._layers.values() for tensor in pair]
 
     def _empty(self, like: Tensor) -> Tensor:
-        shape = self._tokens, like.shape[1], like.shape[3]
+        places = self._tokens + 1
+        shape = places, like.shape[1], like.shape[3]
         if like.device.type != "cpu":
             return like.new_zeros(shape)
-        size = self._tokens * like[0, :, 0].numel() * like.itemsize
+        size = places * like[0, :, 0].numel() * like.itemsize
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return torch.frombuffer(memory, dtype=like.dtype).view(shape)

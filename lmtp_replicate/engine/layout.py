@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.scheduler import Plan, Work
+from lmtp_replicate.engine.transfer import to_device
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class Group:
             return None
         seen = self.seen(window)
         keys = torch.arange(seen.start, seen.stop, device=like.device)
-        firsts = torch.tensor(self.positions, device=like.device)
+        firsts = to_device(self.positions, torch.int64, like.device)
         queries = firsts[:, None] + torch.arange(self.count, device=like.device)
         hidden = keys > queries[..., None]
         if window:
@@ -100,15 +101,9 @@ def lay_out(plan: Plan, pool: PagePool, device: torch.device) -> Layout:
         for work in plan.works
         for position in work.rows
     ]
-    ints = torch.tensor([tokens, positions, places], device=device)
-    return Layout(
-        groups,
-        ints[:1],
-        ints[1:2],
-        ints[2],
-        torch.tensor(rows, dtype=torch.int64, device=device),
-        max(places) + 1,
-    )
+    sizes = (total, total, total, len(rows))
+    ints = to_device(tokens + positions + places + rows, torch.int64, device).split(sizes)
+    return Layout(groups, ints[0][None], ints[1][None], ints[2], ints[3], max(places) + 1)
 
 
 def _first(work: Work, pool: PagePool) -> int:

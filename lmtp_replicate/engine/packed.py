@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmtp_replicate.engine.attention import PACKED, PackedStep
+from lmtp_replicate.engine.attention import PACKED, PackedStep, Step
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import lay_out
-from lmtp_replicate.engine.pages import PagePool
-from lmtp_replicate.engine.scheduler import Plan
+from lmtp_replicate.engine.pages import Clear, Copy, PagePool
+from lmtp_replicate.engine.scheduler import Plan, Work
 
 
 class PackedModel:
@@ -28,25 +30,40 @@ class PackedModel:
             # Only the mask would tell, and the chunks are longer than the proof's sequences.
             raise NotImplementedError("the model's attention is restricted to chunks")
         self._model = model
-        self._pool = pool
+        self.pool = pool
         self.store = KVStore(pool)
-        self._device = torch.device(model.device)
+        self.device = torch.device(model.device)
 
     def forward(self, plan: Plan) -> Tensor:
         """Logits of the plan's rows: `[rows, width]`, in the model's dtype."""
-        layout = lay_out(plan, self._pool, self._device)
-        self.store.change(plan.changes)
-        self.store.extend(layout.end)
+        layout = lay_out(plan, self.pool, self.device)
+        self.prepare(plan.changes, layout.end)
         # Not every layer type takes an empty batch: a step without rows computes one in vain.
         kept = layout.rows if len(layout.rows) else layout.rows.new_zeros(1)
-        output = self._model(
-            input_ids=layout.tokens,
-            position_ids=layout.positions,
-            use_cache=False,
-            logits_to_keep=kept,
-            packed_step=PackedStep(layout, self.store),
-        )
-        logits: Tensor = output.logits[0]
+        logits = self.run(layout.tokens, layout.positions, kept, PackedStep(layout, self.store))
         if not len(layout.rows):
             logits[0, 0].item()  # wait for the device, so that the step's time is measured
         return logits[: len(layout.rows)]
+
+    def place(self, work: Work) -> int:
+        """Where the keys and values of the work's first token go."""
+        assert work.stream.place is not None
+        return self.pool.place(work.stream.place, work.start)
+
+    def prepare(self, changes: Iterable[Copy | Clear], end: int) -> None:
+        """Change the memory as a plan says, which then writes only before place `end`."""
+        self.store.change(changes)
+        self.store.extend(end)
+
+    def run(self, tokens: Tensor, positions: Tensor, rows: Tensor | int, step: Step) -> Tensor:
+        """One forward over `tokens` at `positions`, both `[1, T]`: the logits of `rows`, or of all
+        tokens where it is 0."""
+        output = self._model(
+            input_ids=tokens,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=rows,
+            packed_step=step,
+        )
+        logits: Tensor = output.logits[0]
+        return logits

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lmtp_replicate.engine.transfer import to_device
 from lmtp_replicate.protocol.messages import Sampling
 
 
@@ -35,8 +36,8 @@ def penalised(logits: Tensor, rows: Sequence[tuple[int, Sampling, Sequence[int]]
         factors += [sampling.repetition_penalty] * len(counts)
         presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
         offsets += [presence + frequency * n for n in counts.values()]
-    at = torch.tensor([where, ids], dtype=torch.int64).to(logits.device).unbind()
-    factor, offset = torch.tensor([factors, offsets], dtype=torch.float64).to(logits.device)
+    at = to_device([where, ids], torch.int64, logits.device).unbind()
+    factor, offset = to_device([factors, offsets], torch.float64, logits.device)
     before = logits[at].double()
     after = torch.where(before < 0, before * factor, before / factor) - offset
     limit = torch.finfo(torch.float32).max / 4  # differences of such logits are finite too

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmtp_replicate.engine.decode_attention import DecodeAttention, GatheredAttention
+from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.one_by_one import OneByOneModel
 from lmtp_replicate.engine.options import PackLinears
 from lmtp_replicate.engine.packed import PackedModel
@@ -48,13 +50,16 @@ take too much time and memory at load."""
 class Verdict:
     """How the model is run. `is_cached` matters for the fallback only. `bytes_per_token`: keys
     and values of one token, measured on the packed path, else estimated from the config.
-    `linears`: how its linear layers are run, and why."""
+    `linears`: how its linear layers are run, and why. `attention`: with which decode steps may be
+    recorded, if they may, and `attention_reason` why."""
 
     path: str
     reason: str
     is_cached: bool
     bytes_per_token: int
     linears: tuple[str, str] = ("plain", "")
+    attention: DecodeAttention | None = None
+    attention_reason: str = ""
 
 
 def prove(
@@ -62,10 +67,12 @@ def prove(
     vocab_size: int,
     context_length: int,
     pack: PackLinears = "all",
+    capture: Capture | None = None,
 ) -> Verdict:
-    """Pack the model's linear layers and decide the path. What either is held against is computed
-    before, by the model as it came. Its own attention is in place again afterwards. Raises
-    ModelLoadError when the model cannot be run at all."""
+    """Pack the model's linear layers and decide the path, and whether `capture`, if there is one,
+    may record its decode steps. What all of it is held against is computed before, by the model as
+    it came. Its own attention is in place again afterwards. Raises ModelLoadError when the model
+    cannot be run at all."""
     own_attention = _text_config(model)._attn_implementation
     with torch.inference_mode():
         pool, streams = _streams(model, vocab_size, context_length)
@@ -77,6 +84,9 @@ def prove(
             # Neither path agrees: perhaps the model reads its layers' weights itself.
             linears.unpack(f"with packed ones, {verdict.reason}")
             verdict = _decide(model, pool, streams, expected)
+        if capture is not None:
+            attention, why = _decide_recording(model, pool, streams, expected, verdict, capture)
+            verdict = replace(verdict, attention=attention, attention_reason=why)
     logger.info("%s runs %s: %s", type(model).__name__, verdict.path, verdict.reason)
     return replace(verdict, linears=(linears.state, linears.reason))
 
@@ -97,6 +107,34 @@ def _decide(
         reason = "it agrees with the model's own eager forward"
         return Verdict("packed", reason, is_cached=True, bytes_per_token=size)
     return _fall_back(model, streams, expected, difference)
+
+
+def _decide_recording(
+    model: PreTrainedModel,
+    pool: PagePool,
+    streams: Sequence[Stream],
+    expected: Sequence[Tensor],
+    verdict: Verdict,
+    capture: Capture,
+) -> tuple[DecodeAttention | None, str]:
+    """The attention with which recorded decode steps agree, and why or why not."""
+    if verdict.path != "packed":
+        return None, "the model is not run packed"
+    own_attention = _text_config(model)._attn_implementation
+    attention = GatheredAttention()
+    try:
+        graphs = DecodeGraphs(PackedModel(model, pool), attention, capture, len(streams))
+        graphs.record(len(streams), max(stream.to_run for stream in streams))
+        difference = _difference(model, graphs, streams, expected, is_decoded=True)
+        if difference is None and not graphs.replayed:
+            difference = "no step was replayed"
+    except Exception as error:
+        logger.debug("Decode steps cannot be recorded.", exc_info=True)
+        difference = f"{type(error).__name__}: {error}"
+    model.set_attn_implementation(own_attention)
+    if difference is None:
+        return attention, f"with {attention.name} attention, they agree with the eager forward"
+    return None, difference
 
 
 def _fall_back(
@@ -165,9 +203,10 @@ def _reference(model: PreTrainedModel, stream: Stream) -> Tensor:
     return logits[0, rows]
 
 
-def _plans(streams: Sequence[Stream], *, whole_prompts: bool) -> Iterator[Plan]:
+def _plans(streams: Sequence[Stream], *, whole_prompts: bool, is_decoded: bool) -> Iterator[Plan]:
     """Steps that run all of `streams`, in chunks of changing sizes or, with `whole_prompts`, most
-    of each at once; the last tokens go one by one in both cases."""
+    of each at once; the last tokens go one by one in both cases, with `is_decoded` those of all
+    streams together, as decode steps."""
     for stream in streams:
         stream.cached = 0
     for sizes in zip(*(_sizes(n, whole_prompts) for n in range(len(streams))), strict=True):
@@ -178,7 +217,10 @@ def _plans(streams: Sequence[Stream], *, whole_prompts: bool) -> Iterator[Plan]:
         ]
         if not works:
             return
-        yield Plan(works=works)
+        if is_decoded:
+            works = [work for work in works if work.stream.missing > _SINGLE] or works
+        is_decode = is_decoded and all(work.stream.missing <= _SINGLE for work in works)
+        yield Plan(works=works, decoding=len(works) if is_decode else 0)
         for work in works:
             work.stream.cached = work.stop
 
@@ -194,14 +236,18 @@ def _sizes(index: int, whole_prompts: bool) -> Iterator[int]:
 
 def _difference(
     model: PreTrainedModel,
-    path: PackedModel | OneByOneModel,
+    path: PackedModel | OneByOneModel | DecodeGraphs,
     streams: Sequence[Stream],
     expected: Sequence[Tensor],
+    *,
+    is_decoded: bool = False,
 ) -> str | None:
-    """How `path` differs from `expected` (one tensor of rows per stream); None if it agrees."""
+    """How `path` differs from `expected` (one tensor of rows per stream); None if it agrees. With
+    `is_decoded`, the last tokens are run in decode steps."""
     rows: dict[Stream, list[Tensor]] = {stream: [] for stream in streams}
-    for plan in _plans(streams, whole_prompts=path.whole_prompts):
-        logits = path.forward(plan)
+    plans = _plans(streams, whole_prompts=path.whole_prompts, is_decoded=is_decoded)
+    for plan in plans:
+        logits = path.forward(plan).clone()  # a replayed step's are valid until the next one
         parts = torch.split(logits, [len(work.rows) for work in plan.works])
         for work, part in zip(plan.works, parts, strict=True):
             rows[work.stream].append(part)

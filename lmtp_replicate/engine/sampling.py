@@ -20,6 +20,7 @@ from lmtp_replicate.engine.device_masks import DeviceMasks
 from lmtp_replicate.engine.drawing import draw, uniform
 from lmtp_replicate.engine.penalties import penalised
 from lmtp_replicate.engine.ranking import best_first
+from lmtp_replicate.engine.transfer import to_device
 from lmtp_replicate.protocol.masks import Mask
 from lmtp_replicate.protocol.messages import Sampling
 
@@ -113,7 +114,7 @@ class Sampler:
         token = best
         hot = [index for index, row in enumerate(draws) if row.sampling.temperature > 0]
         if hot:
-            at = torch.tensor(hot, device=logits.device)
+            at = to_device(hot, torch.int64, logits.device)
             uniforms = [uniform(draws[index].entropy, draws[index].position) for index in hot]
             drawn = draw(processed[at], [draws[index].sampling for index in hot], uniforms)
             token = best.index_copy(0, at, drawn)
@@ -141,7 +142,7 @@ def _rows(logits: Tensor, rows: Sequence[tuple[int, object]], total: int) -> Ten
     """The rows of `logits` at the given indices; no copy when they are all of them."""
     if len(rows) == total:
         return logits
-    return logits[torch.tensor([index for index, _ in rows], dtype=torch.int64).to(logits.device)]
+    return logits[to_device([index for index, _ in rows], torch.int64, logits.device)]
 
 
 def _wanting_more(draws: Sequence[Draw]) -> list[int]:
@@ -156,7 +157,7 @@ def _top(processed: Tensor, normaliser: Tensor, draws: Sequence[Draw]) -> Tensor
     if not wanting:
         return torch.empty(0, dtype=torch.float64, device=processed.device)
     count = min(max(draws[index].top_logprobs for index in wanting), processed.shape[1])
-    at = torch.tensor(wanting, device=processed.device)
+    at = to_device(wanting, torch.int64, processed.device)
     values = processed[at]
     ids = best_first(values, count)
     logprobs = values.gather(1, ids) - normaliser[at].unsqueeze(1)
@@ -167,7 +168,7 @@ def _score(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     """What `_read_score` reads, float64 [2 * rows]: log probability and normaliser of each row."""
     logits = logits.float()
     inside = [token if 0 <= token < logits.shape[1] else 0 for token in tokens]
-    ids = torch.tensor(inside, dtype=torch.int64).to(logits.device).unsqueeze(1)
+    ids = to_device(inside, torch.int64, logits.device).unsqueeze(1)
     normaliser = logits.logsumexp(dim=1, keepdim=True)
     return torch.cat([logits.gather(1, ids) - normaliser, normaliser], 1).double().flatten()
 

@@ -13,7 +13,7 @@ class EngineSettings:
     """kv_cache_bytes: memory for keys and values; None takes what the device can spare.
     page_tokens: tokens per page. max_streams: streams in one step; more wait their turn.
     chunk_tokens: most tokens of prompts in one step (fewer while other streams decode).
-    pack_linears: as in `LoadOptions`.
+    pack_linears, decode_graphs: as in `LoadOptions`.
     reuse_prefixes: whether tokens that were run for one stream are known to the next ones; off, the
     results are the same and every prompt is run from its start."""
 
@@ -22,12 +22,17 @@ class EngineSettings:
     max_streams: int = 128
     chunk_tokens: int = 512
     pack_linears: PackLinears = "all"
+    decode_graphs: bool = True
     reuse_prefixes: bool = True
 
     @classmethod
     def of(cls, options: LoadOptions) -> Self:
         """The settings that come with a model's options; all others are the defaults."""
-        return cls(kv_cache_bytes=options.kv_cache_bytes, pack_linears=options.pack_linears)
+        return cls(
+            kv_cache_bytes=options.kv_cache_bytes,
+            pack_linears=options.pack_linears,
+            decode_graphs=options.decode_graphs,
+        )
 
     def __post_init__(self) -> None:
         for name in ("page_tokens", "max_streams", "chunk_tokens"):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from lmtp_replicate.engine import kv_budget
 from lmtp_replicate.engine.admission import Admission
+from lmtp_replicate.engine.cuda_capture import capture_for
+from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.heap import keep_freed_memory
 from lmtp_replicate.engine.interface import ModelCard, Sink, Ticket
 from lmtp_replicate.engine.kv_store import KVStore
@@ -27,42 +27,60 @@ from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.settings import EngineSettings
 from lmtp_replicate.engine.step_loop import StepLoop
 from lmtp_replicate.engine.threads import in_passing_thread, limit_threads
+from lmtp_replicate.engine.warm_up import run_prompt
 from lmtp_replicate.protocol.messages import Generate, Score
 
 logger = logging.getLogger(__name__)
 
-_CPU_BYTES = 4 << 30
-"""Memory for keys and values on a CPU when nothing is said: this, or a quarter of the machine's."""
-_GPU_SHARE = 0.8
-"""Share of the free device memory that is taken when nothing is said."""
-
 
 class TorchEngine:
-    """`Engine` on a transformers model. Proves the path and starts its thread on creation."""
+    """`Engine` on a transformers model. Proves the path, warms up and starts its thread when it is
+    made. `capture` records decode steps; None chooses by the model's device."""
 
-    def __init__(self, loaded: LoadedModel, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: EngineSettings | None = None,
+        capture: Capture | None = None,
+    ) -> None:
         settings = settings or EngineSettings()
+        uncaptured = ""
+        if not settings.decode_graphs:
+            capture, uncaptured = None, "they are switched off"
+        elif capture is None:
+            capture, uncaptured = capture_for(loaded.model)
         # Beyond this length rotary embeddings would depend on the longest stream in the step.
         context_length = min(loaded.context_length, loaded.stable_rope_length or sys.maxsize)
         loaded = replace(loaded, context_length=context_length)
         threads = limit_threads()
         verdict = in_passing_thread(
             lambda: prove(
-                loaded.model, loaded.vocab_size, loaded.context_length, settings.pack_linears
+                loaded.model,
+                loaded.vocab_size,
+                loaded.context_length,
+                settings.pack_linears,
+                capture,
             )
         )
-        pool = PagePool(_pages(loaded, verdict, settings), settings.page_tokens)
-        self._card = _card(loaded, verdict, settings, pool, threads)
+        if capture is None:
+            verdict = replace(verdict, attention_reason=uncaptured)
+        pages = kv_budget.pages(loaded, verdict.bytes_per_token, settings)
+        pool = PagePool(pages, settings.page_tokens)
+        sampler = Sampler(loaded.vocab_size)
         self._store: KVStore | None = None
-        model: PackedModel | OneByOneModel
+        model: PackedModel | OneByOneModel | DecodeGraphs
         prefix: PrefixIndex = NullPrefixIndex()
         if verdict.path == "packed":
-            model = PackedModel(loaded.model, pool)
-            self._store = model.store
+            packed = PackedModel(loaded.model, pool)
+            self._store = packed.store
+            if loaded.device.type == "cuda":
+                in_passing_thread(lambda: run_prompt(packed, sampler, settings.chunk_tokens))
+            model, verdict = _recorded(packed, verdict, capture, settings)
             if settings.reuse_prefixes:
                 prefix = RadixPrefixIndex(pool)
         else:
             model = OneByOneModel(loaded.model, is_cached=verdict.is_cached)
+        self._card = _card(loaded, verdict, settings, pool, threads)
         pace = Pace(settings.chunk_tokens)
         self._loop = StepLoop(
             Admission(self._card, pool.tokens),
@@ -74,7 +92,7 @@ class TorchEngine:
                 whole_prompts=model.whole_prompts,
             ),
             model,
-            Sampler(loaded.vocab_size),
+            sampler,
             pace,
         )
         self._loop.start()
@@ -106,22 +124,21 @@ def open_engine(
     return TorchEngine(loaded, settings or EngineSettings.of(options))
 
 
-def _pages(loaded: LoadedModel, verdict: Verdict, settings: EngineSettings) -> int:
-    """How many pages the memory for keys and values holds: never more than the streams can use,
-    never fewer than one."""
-    available = settings.kv_cache_bytes or _spare_bytes(loaded.device)
-    page_bytes = max(1, verdict.bytes_per_token) * settings.page_tokens
-    longest = -(-loaded.context_length // settings.page_tokens)
-    useful = settings.max_streams << (longest - 1).bit_length()
-    return max(1, min(available // page_bytes, useful))
-
-
-def _spare_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _total = torch.cuda.mem_get_info(device)
-        return int(free * _GPU_SHARE)
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(_CPU_BYTES, installed // 4)
+def _recorded(
+    packed: PackedModel, verdict: Verdict, capture: Capture | None, settings: EngineSettings
+) -> tuple[PackedModel | DecodeGraphs, Verdict]:
+    """`packed` with its decode steps recorded if the proof allows it and it works with the whole
+    memory too, and the verdict that says so."""
+    if capture is None or verdict.attention is None:
+        return packed, verdict
+    graphs = DecodeGraphs(packed, verdict.attention, capture, settings.max_streams)
+    try:
+        in_passing_thread(graphs.warm_up)
+    except Exception as error:
+        logger.warning("Decode steps are not recorded: the warm-up failed.", exc_info=True)
+        reason = f"the warm-up failed: {type(error).__name__}: {error}"
+        return packed, replace(verdict, attention=None, attention_reason=reason)
+    return graphs, verdict
 
 
 def _card(
@@ -157,5 +174,7 @@ def _card(
             "threads_reason": threads[1],
             "linears": verdict.linears[0],
             "linears_reason": verdict.linears[1],
+            "decode": "run" if verdict.attention is None else "recorded",
+            "decode_reason": verdict.attention_reason,
         },
     )

@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantize", choices=["4bit", "8bit"], help="with bitsandbytes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument(
+        "--no-decode-graphs",
+        action="store_false",
+        dest="decode_graphs",
+        help="on a GPU, run every step instead of replaying recorded ones (CUDA graphs)",
+    )
+    parser.add_argument(
         "--token",
         default=os.environ.get(TOKEN_VARIABLE),
         help="what clients must send as `Authorization: Bearer TOKEN`; other users of this machine "
@@ -46,7 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     from lmtp_replicate.engine.torch_engine import open_engine
 
     options = LoadOptions.from_model_args(
-        {"dtype": arguments.dtype, "quantize": arguments.quantize, "device": arguments.device}
+        {
+            "dtype": arguments.dtype,
+            "quantize": arguments.quantize,
+            "device": arguments.device,
+            "decode_graphs": arguments.decode_graphs,
+        }
     )
     engine = open_engine(arguments.model, options)
     try:

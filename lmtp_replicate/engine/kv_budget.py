@@ -1,0 +1,45 @@
+"""How much memory keys and values may take."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from lmtp_replicate.engine.loading import LoadedModel
+from lmtp_replicate.engine.scheduler import MOST_ROWS
+from lmtp_replicate.engine.settings import EngineSettings
+
+_CPU_BYTES = 4 << 30
+"""On a CPU when nothing is said: this, or a quarter of the machine's."""
+_GPU_SHARE = 0.8
+"""At most this share of the free device memory when nothing is said: activations are in the rest,
+and what recorded steps hold."""
+_LOGIT_BYTES = 48
+"""The sampler's tensors for one id of one row, all together: logits as they came and in float32,
+weights, their sums, sort keys and what sorting takes beside them."""
+
+
+def pages(loaded: LoadedModel, bytes_per_token: int, settings: EngineSettings) -> int:
+    """How many pages: never more than the streams can use, never fewer than one."""
+    available = settings.kv_cache_bytes or _spare_bytes(loaded, settings)
+    page_bytes = max(1, bytes_per_token) * settings.page_tokens
+    longest = -(-loaded.context_length // settings.page_tokens)
+    useful = settings.max_streams << (longest - 1).bit_length()
+    return max(1, min(available // page_bytes, useful))
+
+
+def _spare_bytes(loaded: LoadedModel, settings: EngineSettings) -> int:
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the proof has left behind is free
+        free, _total = torch.cuda.mem_get_info(loaded.device)
+        return gpu_bytes(free, loaded.vocab_size, settings.max_streams)
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(_CPU_BYTES, installed // 4)
+
+
+def gpu_bytes(free: int, vocab_size: int, max_streams: int) -> int:
+    """What of `free` bytes of a GPU keys and values take, and leave enough to sample the rows of
+    the largest step; with too little for that, half."""
+    sampling = (max_streams + MOST_ROWS) * vocab_size * _LOGIT_BYTES
+    return int(max(free * 0.5, min(free * _GPU_SHARE, free - sampling)))

@@ -1,0 +1,19 @@
+"""From Python's numbers to a device's tensors, without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def host_tensor(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`values` in the host's memory, ready to be copied to `device`: a GPU reads page-locked memory
+    by itself, whereas from any other memory the copy waits until all work before it is done."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`values` on `device`. torch keeps the page-locked memory until the copy is done."""
+    return host_tensor(values, dtype, device).to(device, non_blocking=True)
