@@ -19,7 +19,8 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._first: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
         # Recording with too little memory, or what waits for the device, spoils the allocator (see
@@ -36,6 +37,8 @@ class CudaCapture:
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
             work()
+        # A pool whose graphs are all gone must not be used again.
+        self._first = self._first or graph
         return graph.replay
 
 

@@ -6,7 +6,7 @@ host knows: shapes come from `span`, and everything else from tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -40,6 +40,23 @@ class Reads:
     firsts: Tensor
     lengths: Tensor
     span: int
+    _seen: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def seen(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The places of the last tokens before each stream's end, `[stream, span]` or, if that is
+        less, `[stream, window]`; and what to add to their scores, 0 or -inf."""
+        count = min(self.span, window or self.span)
+        key = (count, dtype)
+        if key not in self._seen:
+            ends = self.lengths[:, None]
+            order = torch.arange(count, device=ends.device)
+            index = (ends - count).clamp_min(0) + order
+            # What is hidden is multiplied by zero, which a stranger's NaN would survive: the
+            # stream's own newest token stands there instead.
+            places = self.firsts[:, None] + torch.minimum(index, ends - 1)
+            mask = torch.zeros(index.shape, dtype=dtype, device=ends.device)
+            self._seen[key] = places, mask.masked_fill_(index >= ends, float("-inf"))
+        return self._seen[key]
 
 
 class DecodeStep:
@@ -64,7 +81,7 @@ class DecodeStep:
 
 class GatheredAttention:
     """Copies what the streams see next to one another and computes as for one batch. Needs nothing
-    but torch; moves the keys and values three times, so it is for steps that look at few."""
+    but torch; moves the keys and values three times, so it is for steps that look at few tokens."""
 
     name = "gathered"
 
@@ -73,8 +90,10 @@ class GatheredAttention:
     """Tokens of all streams together, with what rounding adds."""
 
     def span(self, streams: int, longest: int) -> int | None:
-        """Powers of two, so that there are few of them."""
-        span = max(self.LEAST, 1 << (longest - 1).bit_length())
+        """`LEAST` times a power of four: few recordings, and none that looks at far too many."""
+        span = self.LEAST
+        while span < longest:
+            span *= 4
         return span if streams * span <= self.MOST else None
 
     def attend(
@@ -82,16 +101,9 @@ class GatheredAttention:
     ) -> Tensor:
         streams, heads, dim = query.shape
         kv_heads = keys.shape[1]
-        span = min(reads.span, scores.window) if scores.window else reads.span
-        ends = reads.lengths[:, None]
-        index = (ends - span).clamp_min(0) + torch.arange(span, device=query.device)
-        hidden = index >= ends
-        # What is masked is multiplied by zero, which a stranger's NaN would survive: repeat the
-        # stream's own newest token instead of reading on.
-        places = reads.firsts[:, None] + torch.minimum(index, ends - 1)
-        mask = query.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
+        places, mask = reads.seen(scores.window, query.dtype)
         folded = query.reshape(streams, kv_heads, heads // kv_heads, dim)
         sinks = None if scores.sinks is None else scores.sinks.view(1, kv_heads, -1, 1)
         seen_keys, seen_values = (t[places].transpose(1, 2) for t in (keys, values))
-        output = weigh(folded, seen_keys, seen_values, mask, scores, sinks)
+        output = weigh(folded, seen_keys, seen_values, mask[:, None, None], scores, sinks)
         return output.reshape(streams, heads, -1)

@@ -22,7 +22,7 @@ from lmtp_replicate.engine.transfer import host_tensor
 
 logger = logging.getLogger(__name__)
 
-_WARM_LENGTHS = (256, 512, 1024)
+_WARM_LENGTHS = (256, 1024)
 """Lengths of streams whose steps are recorded at start; others are at their first use."""
 
 

@@ -18,6 +18,8 @@ and what recorded steps hold."""
 _LOGIT_BYTES = 48
 """The sampler's tensors for one id of one row, all together: logits as they came and in float32,
 weights, their sums, sort keys and what sorting takes beside them."""
+_OTHER_BYTES = 512 << 20
+"""A chunk of prompt on its way through the model, and what recorded decode steps hold."""
 
 
 def pages(loaded: LoadedModel, bytes_per_token: int, settings: EngineSettings) -> int:
@@ -42,4 +44,4 @@ def gpu_bytes(free: int, vocab_size: int, max_streams: int) -> int:
     """What of `free` bytes of a GPU keys and values take, and leave enough to sample the rows of
     the largest step; with too little for that, half."""
     sampling = (max_streams + MOST_ROWS) * vocab_size * _LOGIT_BYTES
-    return int(max(free * 0.5, min(free * _GPU_SHARE, free - sampling)))
+    return int(max(free * 0.5, min(free * _GPU_SHARE, free - sampling - _OTHER_BYTES)))

@@ -101,8 +101,8 @@ def lay_out(plan: Plan, pool: PagePool, device: torch.device) -> Layout:
         for work in plan.works
         for position in work.rows
     ]
-    sizes = (total, total, total, len(rows))
-    ints = to_device(tokens + positions + places + rows, torch.int64, device).split(sizes)
+    sizes = [total, total, total, len(rows)]
+    ints = torch.split(to_device(tokens + positions + places + rows, torch.int64, device), sizes)
     return Layout(groups, ints[0][None], ints[1][None], ints[2], ints[3], max(places) + 1)
 
 
