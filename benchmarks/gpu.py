@@ -20,7 +20,7 @@ from benchmarks.tables import plain_table
 from benchmarks.trace import figures
 from benchmarks.workload import Source
 
-SIDES = ("ours bf16", "ours bf16 no-graphs", "ours 8bit", "ours 4bit", "upstream bf16")
+SIDES = ("ours bf16", "ours bf16 graphs", "ours 8bit", "ours 4bit", "upstream bf16")
 LAYER_BYTES = {"bf16": 2.0, "8bit": 1.0, "4bit": 0.5625}
 """Bytes per weight of the layers' matrices. 4 bits have a float32 scale per 64 weights beside them.
 Embeddings and the output head stay bf16."""
@@ -78,7 +78,7 @@ async def compare(command: Command, shape: Shape) -> int:
     server = partial(OurServer, folder=folder, dtype="bfloat16", logs=logs)
     makers = {
         "ours bf16": partial(server, "ours bf16"),
-        "ours bf16 no-graphs": partial(server, "ours bf16 no-graphs", has_decode_graphs=False),
+        "ours bf16 graphs": partial(server, "ours bf16 graphs", has_decode_graphs=True),
         "ours 8bit": partial(server, "ours 8bit", quantize="8bit"),
         "ours 4bit": partial(server, "ours 4bit", quantize="4bit"),
         "upstream bf16": partial(

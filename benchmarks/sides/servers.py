@@ -24,15 +24,15 @@ class OurServer(WebSocketSide):
         logs: Path,
         *,
         quantize: str | None = None,
-        has_decode_graphs: bool = True,
+        has_decode_graphs: bool = False,
         has_upstream_client: bool = False,
     ) -> None:
         command = [sys.executable, "-m", "lmtp_replicate", "serve", str(folder)]
         options = ["--host", "127.0.0.1", "--port", "0", "--dtype", dtype]
         if quantize is not None:
             options += ["--quantize", quantize]
-        if not has_decode_graphs:
-            options.append("--no-decode-graphs")
+        if has_decode_graphs:
+            options.append("--decode-graphs")
         super().__init__(name, SideProcess([*command, *options], logs / f"{name}.log"))
         self._folder = folder
         self._has_upstream_client = has_upstream_client

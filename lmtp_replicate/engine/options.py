@@ -75,7 +75,7 @@ class LoadOptions(BaseModel):
       those whose weight is used elsewhere, which would be held twice: a tied output head) or
       "none".
     - `decode_graphs`: on one GPU, record the steps that generate tokens and replay them (CUDA
-      graphs), where that can be proved to work.
+      graphs), where that can be proved to work. Off until it has been measured on a GPU.
     - `model_args`: further arguments of transformers' `from_pretrained`, and of BitsAndBytesConfig
       (``bnb_4bit_*``, ``llm_int8_*``).
     """
@@ -91,7 +91,7 @@ class LoadOptions(BaseModel):
     allow_pickle: bool = False
     kv_cache_bytes: PositiveInt | None = None
     pack_linears: PackLinears = "all"
-    decode_graphs: bool = True
+    decode_graphs: bool = False
     model_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

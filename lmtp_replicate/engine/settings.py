@@ -22,7 +22,7 @@ class EngineSettings:
     max_streams: int = 128
     chunk_tokens: int = 512
     pack_linears: PackLinears = "all"
-    decode_graphs: bool = True
+    decode_graphs: bool = False
     reuse_prefixes: bool = True
 
     @classmethod

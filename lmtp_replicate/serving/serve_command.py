@@ -33,10 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantize", choices=["4bit", "8bit"], help="with bitsandbytes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument(
-        "--no-decode-graphs",
-        action="store_false",
-        dest="decode_graphs",
-        help="on a GPU, run every step instead of replaying recorded ones (CUDA graphs)",
+        "--decode-graphs",
+        action="store_true",
+        help="on one GPU, replay recorded decode steps (CUDA graphs); not yet measured on a GPU",
     )
     parser.add_argument(
         "--token",

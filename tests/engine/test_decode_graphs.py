@@ -59,6 +59,7 @@ class Tape:
 
 
 def engine_with(name: str, tape: Tape, **settings: Any) -> TorchEngine:
+    settings = {"decode_graphs": True} | settings
     return TorchEngine(tiny_loaded(name), EngineSettings(**settings), tape)
 
 
@@ -117,7 +118,7 @@ def test_a_model_that_waits_for_its_device_is_not_recorded() -> None:
         assert output.sum().item() is not None
 
     network.model.layers[0].mlp.register_forward_hook(look)
-    engine = TorchEngine(tiny_loaded("llama", network), EngineSettings(), Tape())
+    engine = TorchEngine(tiny_loaded("llama", network), EngineSettings(decode_graphs=True), Tape())
     try:
         details = engine.info().details
         assert details["decode"] == "run"
@@ -164,7 +165,7 @@ def test_what_is_not_recorded_at_start_is_at_its_first_use_or_is_run(works: bool
     network = tiny_network("gpt2", n_positions=4096)
     tape = Tape(failing=None if works else 3)
     loaded = tiny_loaded("gpt2", network, context_length=4096)
-    engine = TorchEngine(loaded, EngineSettings(max_streams=1), tape)
+    engine = TorchEngine(loaded, EngineSettings(max_streams=1, decode_graphs=True), tape)
     try:
         assert engine.info().details["decode"] == "recorded"
         assert tape.recorded == 3
@@ -182,7 +183,7 @@ def test_recording_can_be_switched_off_and_needs_a_gpu() -> None:
     assert engine.info().details["decode_reason"] == "they are switched off"
     assert tape.recorded == 0
     engine.close()
-    engine = TorchEngine(tiny_loaded("llama"))
+    engine = TorchEngine(tiny_loaded("llama"), EngineSettings(decode_graphs=True))
     assert engine.info().details["decode_reason"] == "the model is not on a CUDA device"
     engine.close()
 

@@ -77,7 +77,7 @@ def test_lmql_runs_on_it_and_sigterm_stops_it_cleanly(tiny_llama: Path) -> None:
 
 
 async def test_its_options_reach_the_model_and_the_server(tiny_llama: Path) -> None:
-    options = ("--host", "127.0.0.1", "--device", "cpu", "--quantize", "8bit", "--no-decode-graphs")
+    options = ("--host", "127.0.0.1", "--device", "cpu", "--quantize", "8bit", "--decode-graphs")
     token = {"LMTP_REPLICATE_TOKEN": "s3cret"}
     with serving(str(tiny_llama), *options, environment=token) as (_, port, said):
         async with aiohttp.ClientSession() as http:
@@ -91,7 +91,7 @@ async def test_its_options_reach_the_model_and_the_server(tiny_llama: Path) -> N
     assert kind == "MSG"
     assert "8bit" in answer["model_info"]["quantization"]
     assert answer["model_info"]["device"] == "cpu"
-    assert answer["model_info"]["details"]["decode_reason"] == "they are switched off"
+    assert answer["model_info"]["details"]["decode_reason"] == "the model is not on a CUDA device"
     assert "s3cret" not in "".join(said)
 
 
