@@ -31,7 +31,7 @@ def test_a_step_with_a_long_prompt_settles_at_twice_a_decode_only_one(
 
 
 @given(alone=st.floats(1e-3, 0.5), each=st.floats(1e-5, 0.005), decoding=st.integers(1, 200))
-def test_short_prompts_may_add_a_tenth_of_a_second(
+def test_short_prompts_may_add_half_a_second(
     alone: float, each: float, decoding: int
 ) -> None:
     pace = Pace(chunk_tokens=10**6)
@@ -52,7 +52,7 @@ def test_short_prompts_are_not_held_up_by_numbers_of_streams_not_seen_before() -
     pace.observe(1, 0, 0.02)
     for _ in range(50):
         pace.observe(32, 100, 0.06 + 0.1)  # 32 streams by themselves, never seen, take 60 ms
-    assert pace.room(32).short == 100
+    assert pace.room(32).short == 500
 
 
 def test_with_nothing_decoding_the_whole_chunk_is_used() -> None:
@@ -71,7 +71,7 @@ def test_large_chunks_tell_more_than_small_ones_what_a_token_takes() -> None:
     for _ in range(20):
         pace.observe(0, 2, 0.02)
         pace.observe(0, 500, 0.5)
-    assert pace.room(1).short >= 95
+    assert pace.room(1).short >= 475
 
 
 def test_the_room_never_exceeds_the_chunk() -> None:
