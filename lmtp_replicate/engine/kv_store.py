@@ -50,8 +50,10 @@ class KVStore:
                         tensor[first : min(first + length, self.end)] = 0
                 case Copy(source, target, length):
                     self.extend(target + length)
+                    overlap = abs(source - target) < length
                     for tensor in self._tensors():
-                        tensor[target : target + length] = tensor[source : source + length].clone()
+                        copied = tensor[source : source + length]
+                        tensor[target : target + length] = copied.clone() if overlap else copied
 
     def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put `keys` and `values` (`[1, kv_head, token, head_dim]`) at `places` (int64)."""

@@ -105,16 +105,24 @@ class PagePool:
                 return self._hold(Span(first, count))
         return None
 
+    def extend(self, span: Span, tokens: int) -> Span | None:
+        """In exchange for `span`, which is held once, one that begins with it and holds `tokens`;
+        None, and `span` is still held, where the pages behind it are not free or not aligned."""
+        if tokens > self.tokens:
+            return None
+        place = self.place_over(span.first, tokens)
+        if place is None or place.first != span.first or self.held(place) != span.count:
+            return None
+        self.release(span)
+        return self._hold(place)
+
     def grow(self, span: Span, tokens: int) -> Span | None:
         """A larger span in exchange for `span`, in place when possible; None, and `span` is still
         held, when there is none. If `first` has changed the caller copies what `span` held."""
-        if tokens > self.tokens:
-            return None
+        extended = self.extend(span, tokens)
+        if extended is not None:
+            return extended
         self.release(span)
-        count = self.pages_for(tokens)
-        behind = self._references[span.first : span.first + count]
-        if span.first % count == 0 and len(behind) == count and not any(behind):
-            return self._hold(Span(span.first, count))
         grown = self.take(tokens)
         if grown is None:
             self._hold(span)

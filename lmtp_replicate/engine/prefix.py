@@ -21,14 +21,26 @@ _LOOKED_AT = 8
 """Equally long matches that are compared: nearly always the first has all there is."""
 
 
+@dataclass(slots=True, eq=False)
+class Kept:
+    """Tokens whose keys and values begin `span`, which has no page more than they need. `used`:
+    the higher the later it was last of use."""
+
+    tokens: Key
+    span: Span
+    used: int
+
+
 class Match(NamedTuple):
     """The first `ready` keys and values that a stream needs are those that begin `span`. `leader`,
-    an older stream, will have run the next ones too, up to `coming`."""
+    an older stream, will have run the next ones too, up to `coming`. `kept`: what lies there, if
+    the stream needs all of it."""
 
     span: Span
     ready: int
     coming: int
-    leader: Stream | None
+    leader: Stream | None = None
+    kept: Kept | None = None
 
 
 class PrefixIndex(Protocol):
@@ -47,6 +59,10 @@ class PrefixIndex(Protocol):
         """The best source of what `stream` needs before its first row. The match is held by
         nobody: even if `evict` gives its pages away it can be copied from, but only by the very
         next change of memory."""
+
+    def take_over(self, match: Match, tokens: int) -> Span | None:
+        """A place for `tokens` that begins with the match's keys and values, in exchange for what
+        is kept there: whoever takes it gives all of it back. None where a copy is needed."""
 
     def start(self, stream: Stream) -> None:
         """`stream`, which has a place, follows nobody from now on: others may follow it."""
@@ -69,6 +85,9 @@ class NullPrefixIndex:
     def match(self, stream: Stream) -> Match | None:  # noqa: ARG002
         return None
 
+    def take_over(self, match: Match, tokens: int) -> Span | None:  # noqa: ARG002
+        return None
+
     def start(self, stream: Stream) -> None:
         pass
 
@@ -79,23 +98,13 @@ class NullPrefixIndex:
         return False
 
 
-@dataclass(slots=True, eq=False)
-class _Kept:
-    """Tokens whose keys and values begin `span`, which has no page more than they need. `used`:
-    the higher the later it was last of use."""
-
-    tokens: Key
-    span: Span
-    used: int
-
-
 class RadixPrefixIndex:
     """Finds the longest common prefix, to the token, and keeps what was used last."""
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
-        self._tree: RadixTree[_Kept | Stream] = RadixTree()
-        self._kept: set[_Kept] = set()
+        self._tree: RadixTree[Kept | Stream] = RadixTree()
+        self._kept: set[Kept] = set()
         self._started: dict[Stream, Key] = {}
         self._clock = count()
         self.kept_pages = 0
@@ -112,9 +121,18 @@ class RadixPrefixIndex:
             return None
         matches = [(_match(stream, s, length), s) for s in islice(sources, _LOOKED_AT)]
         best, source = max(matches, key=lambda pair: (pair[0].ready, pair[0].coming))
-        if isinstance(source, _Kept):
+        if isinstance(source, Kept):
             source.used = next(self._clock)
         return best if best.coming else None
+
+    def take_over(self, match: Match, tokens: int) -> Span | None:
+        kept = match.kept
+        if kept is None:
+            return None
+        place = self._pool.extend(kept.span, tokens)
+        if place is not None:
+            self._remove(kept)
+        return place
 
     def start(self, stream: Stream) -> None:
         key = tuple(stream.tokens[: stream.to_run])
@@ -129,19 +147,19 @@ class RadixPrefixIndex:
         if not tokens or self._is_known(tokens):
             return
         for source in self._tree.prefixes(tokens):
-            if isinstance(source, _Kept):
+            if isinstance(source, Kept):
                 self._forget(source)  # the longer one serves as well
         assert stream.place is not None
         span = self._pool.part(stream.place, len(tokens))
         self._pool.retain(span)
         self.kept_pages += span.count
-        kept = _Kept(tokens, span, next(self._clock))
+        kept = Kept(tokens, span, next(self._clock))
         self._kept.add(kept)
         self._tree.insert(tokens, kept)
 
     def evict(self, tokens: int, besides: Span | None = None) -> bool:
         """Among the places that would do, the one whose kept prefixes were of use longest ago."""
-        places: dict[Span, list[_Kept]] = {}
+        places: dict[Span, list[Kept]] = {}
         for kept in self._kept:
             # A span reaches into other places too, but giving it up is enough for this one.
             place = self._pool.place_over(kept.span.first, tokens)
@@ -161,24 +179,29 @@ class RadixPrefixIndex:
         length, sources = self._tree.longest(tokens)
         if length == len(tokens):
             for source in islice(sources, _LOOKED_AT):
-                if isinstance(source, _Kept):
+                if isinstance(source, Kept):
                     source.used = next(self._clock)
                     return True
         return False
 
-    def _forget(self, kept: _Kept) -> None:
+    def _forget(self, kept: Kept) -> None:
+        self._remove(kept)
+        self._pool.release(kept.span)
+
+    def _remove(self, kept: Kept) -> None:
+        """Know no more of `kept`, whose pages are somebody else's business now."""
         self._tree.remove(kept.tokens, kept)
         self._kept.remove(kept)
-        self._pool.release(kept.span)
         self.kept_pages -= kept.span.count
 
 
-def _match(stream: Stream, source: _Kept | Stream, length: int) -> Match:
-    if isinstance(source, _Kept):
-        return Match(source.span, length, length, None)
+def _match(stream: Stream, source: Kept | Stream, length: int) -> Match:
+    if isinstance(source, Kept):
+        is_whole = length == len(source.tokens)
+        return Match(source.span, length, length, kept=source if is_whole else None)
     assert source.place is not None
     ready = min(length, source.cached)
     # Following none but older streams keeps the order of arrival, and makes no circles.
     if ready < length and source.arrival < stream.arrival:
         return Match(source.place, ready, length, source)
-    return Match(source.place, ready, ready, None)
+    return Match(source.place, ready, ready)

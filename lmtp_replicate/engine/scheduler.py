@@ -174,14 +174,28 @@ class Scheduler:
         while self.waiting and len(self.running) < self._max_streams:
             stream = self.waiting[0]
             match = self._prefix.match(stream)
-            while (place := self._pool.take(stream.to_run)) is None:
-                if not self._prefix.evict(stream.to_run):
-                    return
-            stream.place = place
+            stream.place = self._take_over(stream, match) or self._take(stream)
+            if stream.place is None:
+                return
             self._count_place(stream)
             self._reuse(stream, match, plan)
-            self._clear_rest(stream, place, plan)
+            self._clear_rest(stream, stream.place, plan)
             insort(self.running, self.waiting.pop(0), key=_arrival)
+
+    def _take_over(self, stream: Stream, match: Match | None) -> Span | None:
+        """The place of a prefix that all of `stream` continues, as the ops of a query do one after
+        another: nothing is copied, and others still find the prefix, in the stream."""
+        place = match and self._prefix.take_over(match, stream.to_run)
+        if match is not None and place is not None:
+            stream.cached = match.ready
+            self._counted["hit_tokens"] += match.ready
+        return place
+
+    def _take(self, stream: Stream) -> Span | None:
+        while (place := self._pool.take(stream.to_run)) is None:
+            if not self._prefix.evict(stream.to_run):
+                return None
+        return place
 
     def _count_place(self, stream: Stream) -> None:
         self._counted["places"] += 1

@@ -85,6 +85,24 @@ class Pages(RuleBasedStateMachine):
         self.pool.release(part)
         self.parts.remove(part)
 
+    @precondition(lambda self: self.parts)
+    @rule(data=st.data(), more=st.integers(0, 100))
+    def extend_a_part(self, data: st.DataObject, more: int) -> None:
+        part = data.draw(st.sampled_from(self.parts))
+        tokens = self.pool.capacity(part) + more
+        behind = range(part.pages.stop, part.first + self.pool.pages_for(tokens))
+        pages = {p for span in [*self.held, *self.parts] for p in span.pages}
+        place = self.pool.extend(part, tokens)
+        if place is None:
+            is_aligned = part.first % self.pool.pages_for(tokens) == 0
+            is_free = behind.stop <= self.pool.total and pages.isdisjoint(behind)
+            assert tokens > self.pool.tokens or not (is_aligned and is_free)
+        else:
+            assert place.first == part.first
+            assert self.pool.capacity(place) >= tokens
+            self.parts.remove(part)
+            self.held.append(place)
+
     @rule(tokens=st.integers(1, 220), share=st.floats(0, 1))
     def a_place_without_held_pages_can_be_taken(self, tokens: int, share: float) -> None:
         page = int(share * (self.pool.total - 1))

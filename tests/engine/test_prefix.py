@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.pages import Copy, PagePool
 from lmtp_replicate.engine.prefix import RadixPrefixIndex
 from lmtp_replicate.engine.scheduler import WORTH_WAITING, Plan
 from lmtp_replicate.engine.stream import Stream
@@ -144,10 +144,56 @@ def test_an_evicted_prefix_is_run_again() -> None:
 
 def test_a_prefix_is_of_use_even_where_its_own_pages_must_be_given_up() -> None:
     run = remembering(pages=32)
-    tokens = range(100)
-    assert run.run(generate(0, tokens, 1)) == 100
-    assert run.run(generate(1, [*tokens, 200, 201], 1)) == 2
+    assert run.run(generate(0, range(100), 1)) == 100
+    assert run.run(generate(1, [*range(90), 200, 201], 1)) == 2
     assert run.scheduler.statistics()["evictions"] == 1
+
+
+def copies(plan: Plan) -> list[int]:
+    return [change.length for change in plan.changes if isinstance(change, Copy)]
+
+
+def test_who_continues_all_of_a_prefix_takes_its_place_without_a_copy() -> None:
+    run = remembering()
+    run.run(generate(0, range(65), 1))
+    run.scheduler.add(generate(1, range(80), 2))
+    plan = run.step()
+    assert works(plan) == [(1, 15)]
+    assert copies(plan) == []
+    run.run()
+    assert run.scheduler.statistics()["kept_tokens"] == 84, "the prefix is held once"
+    assert run.scheduler.statistics()["evictions"] == 0
+
+
+def test_a_place_is_copied_by_all_but_the_first_and_by_whoever_leaves_its_path() -> None:
+    run = remembering()
+    run.run(generate(0, range(65), 1))
+    for stream in (generate(1, range(66), 1), generate(2, [*range(65), 99], 1)):
+        run.scheduler.add(stream)
+    assert copies(run.step()) == [65]
+    run.scheduler.add(generate(3, [*range(40), 99], 1))
+    assert copies(run.step()) == [40]
+    assert run.run(generate(4, range(67), 1)) == 1, "the first one's prefix is still there"
+
+
+def test_a_place_with_a_neighbour_in_its_way_is_copied() -> None:
+    run = remembering()
+    run.run(generate(0, range(17), 1))  # 5 pages of a place of 8
+    run.scheduler.add(generate(1, range(900, 903), 9))
+    run.step()  # has the page after the next one
+    run.scheduler.add(generate(2, range(20), 4))
+    assert copies(run.step()) == [17]
+
+
+def test_who_has_taken_a_place_and_leaves_at_once_leaves_the_prefix() -> None:
+    run = remembering()
+    run.run(generate(0, range(65), 1))
+    stream = generate(1, range(80), 1)
+    run.scheduler.add(stream)
+    run.scheduler.schedule()  # placed, not run
+    run.scheduler.finish(stream)
+    run.scheduler.check()
+    assert run.run(generate(2, range(70), 1)) == 5
 
 
 def test_what_was_of_use_lately_outlives_what_was_not() -> None:
