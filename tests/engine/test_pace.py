@@ -31,9 +31,7 @@ def test_a_step_with_a_long_prompt_settles_at_twice_a_decode_only_one(
 
 
 @given(alone=st.floats(1e-3, 0.5), each=st.floats(1e-5, 0.005), decoding=st.integers(1, 200))
-def test_short_prompts_may_add_half_a_second(
-    alone: float, each: float, decoding: int
-) -> None:
+def test_short_prompts_may_add_half_a_second(alone: float, each: float, decoding: int) -> None:
     pace = Pace(chunk_tokens=10**6)
     pace.observe(0, 500, 500 * each)
     pace.observe(decoding, 0, alone)
