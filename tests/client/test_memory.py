@@ -327,5 +327,4 @@ async def test_nothing_of_a_stream_stays(replicate: ReplicateDouble) -> None:
         with pytest.raises(StreamError, match="vocabulary"):
             await read(clients[1].score([5], [640]))
     await quiet(replicate)
-    assert len(process_hub()._streams) == 0
-    assert not process_hub()._streams._to_join
+    assert len(process_hub()._sparing.streams) == 0
