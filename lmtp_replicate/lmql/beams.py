@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from heapq import nlargest
 from operator import attrgetter
 from typing import Final
@@ -21,7 +21,7 @@ from weakref import WeakSet
 from lmtp_replicate.client import TokenStream
 from lmtp_replicate.client.path_memo import is_path
 from lmtp_replicate.lmql.lengths import Lengths, Recent
-from lmtp_replicate.lmql.shaped_stream import ShapedStream
+from lmtp_replicate.lmql.shaped_stream import ShapedStream, place_after, place_of
 from lmtp_replicate.protocol.messages import FinishReason, Generate, TokenItem
 
 FORK: Final = 8
@@ -30,16 +30,17 @@ Ask = Callable[[Sequence[int], int, int], None]
 """Sends for so many tokens after a text, with so many of the likeliest ids each; nobody waits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Beam:
     """A text that LMQL has under way, and the sum of its log probabilities."""
 
     text: tuple[int, ...]
     score: float
 
-    def fallen(self, difference: float) -> Beam:
-        """With another score."""
-        return Beam(self.text, self.score + difference)
+    @cached_property
+    def place(self) -> int:
+        """See `place_of`."""
+        return place_of(self.text)
 
 
 class Beams:
@@ -65,7 +66,7 @@ class Beams:
         if self._ask is not None and is_path(op):
             self._find_end(len(op.prompt), hint)
             on_begin = partial(self._ask_ahead, self._ask, op.top_logprobs)
-            on_item = self._forecast.learn
+            on_item = partial(self._hear, self._ask, op.top_logprobs)
         shaped = ShapedStream(stream, lengths, on_begin=on_begin, on_item=on_item)
         self._streams.add(shaped)
         return shaped
@@ -85,13 +86,34 @@ class Beams:
         end = start + hint if hint is not None and hint > 0 else sys.maxsize
         self._end = end if start >= self._end else min(end, self._end)
 
+    def _hear(self, ask: Ask, width: int, place: int, item: TokenItem) -> None:
+        self._forecast.learn(place, item)
+        self._ask_ahead(ask, width)
+
     def _ask_ahead(self, ask: Ask, width: int) -> None:
-        """LMQL asks for a stream: what is asked for now travels with it."""
-        beams, self._beams = self._beams, ()
-        ends = {place(stream.text) for stream in self._streams if not stream.is_over}
-        for text in self._forecast.forks(beams, width, ends):
+        """Where LMQL asks for a stream just now, what is asked for here travels with it."""
+        ends = {stream.place for stream in self._streams if not stream.is_over}
+        for text in self._forecast.forks(self._beams, width, ends):
             if len(text) < self._end:
                 ask(text, min(FORK, self._end - len(text)), width)
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """What a beam may become, `tail` later."""
+
+    beam: Beam
+    tail: tuple[int, ...]
+    place: int
+    score: float
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        return self.beam.text + self.tail
+
+    def after(self, token: int, logprob: float) -> _Branch:
+        place = place_after(self.place, token)
+        return _Branch(self.beam, (*self.tail, token), place, self.score + logprob)
 
 
 class Forecast:
@@ -102,11 +124,11 @@ class Forecast:
         """What comes after a text, with log probabilities; nothing where it is at its end."""
         self._told = Recent[bool]()
 
-    def learn(self, text: Sequence[int], item: TokenItem) -> None:
-        """After `text` comes `item`."""
-        self._likeliest[place(text)] = item.top_logprobs
+    def learn(self, place: int, item: TokenItem) -> None:
+        """After the text of `place` comes `item`."""
+        self._likeliest[place] = item.top_logprobs
         if item.finish_reason is FinishReason.STOP:
-            self._likeliest[place((*text, item.token))] = {}
+            self._likeliest[place_after(place, item.token)] = {}
 
     def forks(
         self, beams: Sequence[Beam], width: int, ends: Collection[int]
@@ -114,33 +136,28 @@ class Forecast:
         """The texts, each told once, that the best `width` come to from `beams` on, and after which
         nothing is known nor on its way: at `ends` streams go on. A text after which nothing is
         known is taken to fall back no faster than the best of the others."""
-        found: list[tuple[int, ...]] = []
-        while known := [beam for beam in beams if self._knows(beam)]:
-            reached = [beam for each in known for beam in self._after(each)]
-            fall = max((self._best(beam) for beam in known), default=0.0)
-            others = [beam.fallen(fall) for beam in beams if not self._knows(beam)]
-            beams = nlargest(width, [*others, *reached], key=attrgetter("score"))
-            found += [
-                beam.text
-                for beam in beams
-                if beam in reached and not self._knows(beam) and place(beam.text) not in ends
+        found: list[_Branch] = []
+        branches = [_Branch(beam, (), beam.place, beam.score) for beam in beams]
+        while known := [branch for branch in branches if branch.place in self._likeliest]:
+            fall = max(self._best(branch.place) for branch in known)
+            stuck = [
+                replace(branch, score=branch.score + fall)
+                for branch in branches
+                if branch.place not in self._likeliest
             ]
-        new = [text for text in found if place(text) not in self._told]
-        for text in new:
-            self._told[place(text)] = True
-        return new
+            reached = [after for branch in known for after in self._after(branch)]
+            branches = nlargest(width, [*stuck, *reached], key=attrgetter("score"))
+            found += [branch for branch in branches if branch not in stuck]
+        news = [branch for branch in found if self._is_news(branch.place, ends)]
+        for branch in news:
+            self._told[branch.place] = True
+        return [branch.text for branch in news]
 
-    def _knows(self, beam: Beam) -> bool:
-        return place(beam.text) in self._likeliest
+    def _is_news(self, place: int, ends: Collection[int]) -> bool:
+        return not (place in self._likeliest or place in ends or place in self._told)
 
-    def _best(self, beam: Beam) -> float:
-        return max(self._likeliest[place(beam.text)].values(), default=0.0)
+    def _best(self, place: int) -> float:
+        return max(self._likeliest[place].values(), default=0.0)
 
-    def _after(self, beam: Beam) -> list[Beam]:
-        likeliest = self._likeliest.get(place(beam.text), {})
-        return [Beam((*beam.text, token), beam.score + p) for token, p in likeliest.items()]
-
-
-def place(text: Sequence[int]) -> int:
-    """A name for `text`."""
-    return hash(tuple(text))
+    def _after(self, branch: _Branch) -> list[_Branch]:
+        return [branch.after(*each) for each in self._likeliest[branch.place].items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import reduce
 
 from lmtp_replicate.client import TokenStream
 from lmtp_replicate.lmql.lengths import Lengths
@@ -11,7 +12,7 @@ from lmtp_replicate.protocol.messages import Generate, TokenItem
 
 class ShapedStream(AsyncIterator[TokenItem]):
     """`stream`, which must not have begun. on_begin: called when its first item is asked for.
-    on_item: called for each, with the text before it."""
+    on_item: called for each that was read, with the place before it."""
 
     def __init__(
         self,
@@ -19,7 +20,7 @@ class ShapedStream(AsyncIterator[TokenItem]):
         lengths: Lengths,
         *,
         on_begin: Callable[[], None] | None = None,
-        on_item: Callable[[Sequence[int], TokenItem], None] | None = None,
+        on_item: Callable[[int, TokenItem], None] | None = None,
     ) -> None:
         assert isinstance(stream.op, Generate)
         self._stream = stream
@@ -30,6 +31,7 @@ class ShapedStream(AsyncIterator[TokenItem]):
         self._wanted: Sequence[int] = ()
         self.text = list(self._op.prompt)
         """The prompt, and what was read."""
+        self.place = place_of(self.text)
         self.is_over = False
 
     async def __anext__(self) -> TokenItem:
@@ -45,13 +47,14 @@ class ShapedStream(AsyncIterator[TokenItem]):
         return item
 
     def _read(self, item: TokenItem) -> None:
-        if self._on_item is not None:
-            self._on_item(self.text, item)
-        position = len(self.text)
+        position, place = len(self.text), self.place
         self.text.append(item.token)
+        self.place = place_after(place, item.token)
         if item.finish_reason is not None:
             self.is_over = True
             self._lengths.note(self._op, self.text[len(self._op.prompt) :])
+        if self._on_item is not None:
+            self._on_item(place, item)
         if position < len(self._wanted) and self._wanted[position] != item.token:
             self._end()
 
@@ -74,3 +77,13 @@ class ShapedStream(AsyncIterator[TokenItem]):
     def _end(self) -> None:
         self.is_over = True
         self._stream.close()
+
+
+def place_of(text: Sequence[int]) -> int:
+    """A name for `text`."""
+    return reduce(place_after, text, 0)
+
+
+def place_after(place: int, token: int) -> int:
+    """The name of the text that goes on from `place` by `token`."""
+    return hash((place, token))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lmtp_replicate.lmql.beams import Beam, Forecast, place
+from lmtp_replicate.lmql.beams import Beam, Forecast
+from lmtp_replicate.lmql.shaped_stream import place_of
 from lmtp_replicate.protocol.messages import FinishReason, TokenItem
 
 START = Beam((1,), 0.0)
@@ -11,7 +12,7 @@ PATH = {
     (1, 2): {4: -0.1, 5: -1.0},
     (1, 2, 4): {6: -0.1, 7: -3.0},
 }
-END = place((1, 2, 4, 6))
+END = place_of((1, 2, 4, 6))
 """Where the stream has got to."""
 
 
@@ -20,7 +21,7 @@ def forecast() -> Forecast:
     made = Forecast()
     for text, likeliest in PATH.items():
         token = max(likeliest, key=likeliest.__getitem__)
-        made.learn(text, TokenItem(0, token, likeliest[token], likeliest))
+        made.learn(place_of(text), TokenItem(0, token, likeliest[token], likeliest))
     return made
 
 
@@ -47,7 +48,7 @@ def test_where_a_stream_has_run_out_it_is_gone_on_with() -> None:
 
 def test_nothing_comes_after_the_end_of_the_text() -> None:
     made = forecast()
-    made.learn((1, 2, 4), TokenItem(0, 6, -0.1, {6: -0.1}, FinishReason.STOP))
+    made.learn(place_of((1, 2, 4)), TokenItem(0, 6, -0.1, {6: -0.1}, FinishReason.STOP))
     assert made.forks([START], 1, ()) == []
 
 
