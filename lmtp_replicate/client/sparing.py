@@ -35,37 +35,36 @@ class Sparing:
         return [call for call in left if call is not None]
 
     def _unanswered(self, peer: Peer, call: Call) -> Call | None:
-        unknown = self._recall(peer, call) if peer.savings.memory else call
-        if unknown is None:
+        known = self._recall(peer, call) if peer.savings.memory else []
+        if known and known[-1].finish_reason is not None:
             self._ledger.recalled(call.op)
+            call.channel.put(known)
             return None
+        if known and isinstance(call.op, Generate):
+            call.channel.put(known)
+            call = replace(call, op=rest_of(call.op, [item.token for item in known]))
         realm = _realm(peer)
-        if realm is not None and self.streams.join(realm, unknown, partial(self._go_on, peer)):
+        if realm is not None and self.streams.join(realm, call, partial(self._go_on, peer)):
             self._ledger.joined(call.op)
             return None
         listener = None
-        if peer.savings.memory and isinstance(unknown.op, Generate | Score):
-            listener = peer.memory.listener(unknown.op)
-        return self.streams.add(realm, unknown, listener)
+        if peer.savings.memory and isinstance(call.op, Generate | Score):
+            listener = peer.memory.listener(call.op)
+        return self.streams.add(realm, call, listener)
 
-    def _recall(self, peer: Peer, call: Call) -> Call | None:
-        """Answer `call` as far as memory does; what is left to ask, if anything is."""
-        items: list[TokenItem] = []
+    def _recall(self, peer: Peer, call: Call) -> list[TokenItem]:
+        """The first items that answer `call`; all that it will get where the last one has a finish
+        reason."""
         if isinstance(call.op, Score):
-            items = peer.memory.recall(call.op) or []
-        elif isinstance(call.op, Generate):
-            items = peer.memory.recall_path(call.op)
-        rest: Call | None = call
-        if items and items[-1].finish_reason is not None:
-            rest = None
-        elif items and isinstance(call.op, Generate):
-            rest = replace(call, op=rest_of(call.op, [item.token for item in items]))
-            if call.may_end_early and not self._can_join(peer, rest):
-                rest = None
+            return peer.memory.recall(call.op) or []
+        if not isinstance(call.op, Generate):
+            return []
+        items = peer.memory.recall_path(call.op)
+        if items and items[-1].finish_reason is None and call.may_end_early:
+            rest = rest_of(call.op, [item.token for item in items])
+            if not self._can_join(peer, replace(call, op=rest)):
                 items[-1] = replace(items[-1], finish_reason=FinishReason.LENGTH)
-        if items:
-            call.channel.put(items)
-        return rest
+        return items
 
     def _can_join(self, peer: Peer, call: Call) -> bool:
         realm = _realm(peer)

@@ -3,14 +3,17 @@ each is told exactly what the model says."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmtp_replicate.client import TokenStream, connect
 from lmtp_replicate.client.batch import Call
 from lmtp_replicate.client.channel import Delivery, Sink
+from lmtp_replicate.client.hub import close_process_hub
 from lmtp_replicate.client.ledger import Ledger
 from lmtp_replicate.client.memory import VERSION_STANDS, Memory
 from lmtp_replicate.client.path_memo import PathMemo
@@ -21,6 +24,8 @@ from lmtp_replicate.client.sparing import Sparing
 from lmtp_replicate.errors import LmtpReplicateError, TransportError
 from lmtp_replicate.protocol.masks import Mask
 from lmtp_replicate.protocol.messages import FinishReason, Generate, Sampling, TokenItem
+from tests.client.replicate_double import ReplicateDouble
+from tests.client.test_replicate import ENDPOINT, quiet
 
 EOS, ROOM = 5, 12
 """Tokens are 0 to 5, and a context has room for so many."""
@@ -422,3 +427,53 @@ def test_a_new_version_follows_nothing_of_the_old_one() -> None:
     place.ask(Generate(1, (*START, *PATH[:3]), 4))
     place.ask(Generate(2, (*START, *PATH[:1]), 4))
     assert len(place.sent) == 3
+
+
+# Through the whole client
+
+
+async def read(stream: TokenStream) -> list[int]:
+    return [item.token async for item in stream]
+
+
+async def test_clients_of_several_loops_follow_one_stream(replicate: ReplicateDouble) -> None:
+    replicate.engine._step_seconds = 0.01
+    leading = connect(ENDPOINT).generate([5], max_tokens=40)
+    assert [(await anext(leading)).token for _ in range(3)] == [6, 7, 8]
+
+    async def follow(ahead: list[int]) -> list[int]:
+        return await read(connect(ENDPOINT).generate([*range(5, 9), *ahead], max_tokens=9))
+
+    followers = [asyncio.to_thread(asyncio.run, follow(ahead)) for ahead in ([], [9], [9, 10])]
+    answers = await asyncio.gather(*followers)
+    assert answers == [[*range(9 + n, 18 + n)] for n in range(3)]
+    assert await read(leading) == [*range(9, 46)]
+    assert len(replicate.predictions) == 1
+
+
+async def test_the_leading_client_closes(replicate: ReplicateDouble) -> None:
+    replicate.engine._step_seconds = 0.01
+    closing = connect(ENDPOINT)
+    leading = closing.generate([5], max_tokens=40)
+    await anext(leading)
+    following = connect(ENDPOINT).generate([5, 6], max_tokens=20)
+    assert (await anext(following)).token == 7
+    closing.close()
+    assert await read(following) == [*range(8, 27)]
+    assert len(replicate.predictions) == 1
+    await quiet(replicate)
+
+
+async def test_another_hub_knows_nothing(replicate: ReplicateDouble) -> None:
+    for _ in range(2):
+        for _ in range(2):
+            assert await read(connect(ENDPOINT).generate([5], max_tokens=4)) == [6, 7, 8, 9]
+        close_process_hub()
+    assert len(replicate.predictions) == 2
+
+
+async def test_without_memory_and_joining_all_is_asked_for(replicate: ReplicateDouble) -> None:
+    client = connect(f"{ENDPOINT}?memory=off&join=off")
+    for prompt in ([5], [5, 6]):
+        await read(client.generate(prompt, max_tokens=3))
+    assert len(replicate.predictions) == 2
