@@ -26,6 +26,8 @@ from lmtp_replicate.protocol.messages import FinishReason, Generate, TokenItem
 
 FORK: Final = 8
 """Tokens that are asked for beforehand; what follows LMQL asks for by itself."""
+MOST_UNUSED: Final = 8
+"""While LMQL has not come to so many of what was asked for, no more is."""
 Ask = Callable[[Sequence[int], int, int], None]
 """Sends for so many tokens after a text, with so many of the likeliest ids each; nobody waits."""
 
@@ -52,6 +54,8 @@ class Beams:
         self._streams: WeakSet[ShapedStream] = WeakSet()
         self._forecast = Forecast()
         self._beams: Sequence[Beam] = ()
+        self._unused: set[int] = set()
+        """What was asked for beforehand and LMQL has not come to."""
 
     @property
     def are_read(self) -> bool:
@@ -68,15 +72,17 @@ class Beams:
             on_begin = partial(self._ask_ahead, self._ask, op.top_logprobs)
             on_item = partial(self._hear, self._ask, op.top_logprobs)
         shaped = ShapedStream(stream, lengths, on_begin=on_begin, on_item=on_item)
+        self._unused.discard(shaped.place)
         self._streams.add(shaped)
         return shaped
 
     def step(self, beams: Sequence[Beam]) -> None:
         """LMQL is about to go on from `beams`. Where they are equally long, as in a beam search,
         they are all that it has."""
-        if len({len(beam.text) for beam in beams}) != 1:
+        is_search = len({len(beam.text) for beam in beams}) == 1
+        self._beams = beams if is_search else ()
+        if not is_search:
             return
-        self._beams = beams
         for stream in list(self._streams):
             stream.end_unless(any(stream.leads_to(beam.text) for beam in beams))
 
@@ -94,7 +100,8 @@ class Beams:
         """Where LMQL asks for a stream just now, what is asked for here travels with it."""
         ends = {stream.place for stream in self._streams if not stream.is_over}
         for text in self._forecast.forks(self._beams, width, ends):
-            if len(text) < self._end:
+            if len(text) < self._end and len(self._unused) < MOST_UNUSED:
+                self._unused.add(place_of(text))
                 ask(text, min(FORK, self._end - len(text)), width)
 
 

@@ -130,6 +130,8 @@ class LMTPReplicateClient:
         return self._shape
 
     def _ask_ahead(self, text: Sequence[int], most: int, width: int) -> None:
+        if self._is_closed:
+            return  # LMQL still reads what came before
         stream = self._client().generate(text, max_tokens=most, top_logprobs=width)
         stream.may_end_early = True
         stream.begin()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from lmtp_replicate.lmql.beams import Beam, Forecast
+from collections.abc import Sequence
+
+from lmtp_replicate.client import TokenStream
+from lmtp_replicate.client.channel import Channel
+from lmtp_replicate.lmql.beams import MOST_UNUSED, Beam, Beams, Forecast
+from lmtp_replicate.lmql.lengths import Lengths
 from lmtp_replicate.lmql.shaped_stream import place_of
-from lmtp_replicate.protocol.messages import FinishReason, TokenItem
+from lmtp_replicate.protocol.messages import FinishReason, Generate, TokenItem
 
 START = Beam((1,), 0.0)
 PATH = {
@@ -54,3 +59,28 @@ def test_nothing_comes_after_the_end_of_the_text() -> None:
 
 def test_nothing_is_foreseen_of_what_is_unknown() -> None:
     assert Forecast().forks([START], 2, ()) == []
+
+
+def test_no_more_is_asked_for_while_much_is_unused() -> None:
+    """Of a search that goes where the scores do not say."""
+    asked: list[Sequence[int]] = []
+    beams = Beams(lambda text, *_: asked.append(text))
+    for number in range(3 * MOST_UNUSED):
+        text = (number, 1)
+        beams.step([Beam(text, 0.0)])
+        made = beams.shaped(stream(text), Lengths(), None)
+        made._read(TokenItem(0, 2, -0.1, {2: -0.1, 3: -0.2}))
+    assert len(asked) == MOST_UNUSED
+    beams.shaped(stream(asked[0]), Lengths(), None)
+    beams.step([Beam((99, 1), 0.0)])
+    beams.shaped(stream((99, 1)), Lengths(), None)._read(TokenItem(0, 2, -0.1, {2: -0.1, 3: -0.2}))
+    assert asked[MOST_UNUSED:] == [(99, 1, 3)]
+
+
+def stream(prompt: Sequence[int]) -> TokenStream:
+    """That nobody answers."""
+
+    def nowhere(_: TokenStream) -> Channel:
+        raise AssertionError
+
+    return TokenStream(Generate(0, tuple(prompt), 8, top_logprobs=2), nowhere)
