@@ -20,11 +20,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Call:
-    """An op under its hub-wide id, where its items go, and whose it is."""
+    """An op under its hub-wide id, where its items go, and whose it is. may_end_early: the reader
+    is content with a part of the answer, and asks again where it needs more."""
 
     op: Op
     channel: Sink
     query: Query
+    may_end_early: bool = False
 
 
 class Batch:

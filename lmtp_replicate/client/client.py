@@ -175,13 +175,14 @@ class Client:
     def _open_channel(self, stream: TokenStream) -> Channel:
         self._check_open()
         self._streams.add(stream)
-        return self._send(stream.op)
+        return self._send(stream.op, may_end_early=stream.may_end_early)
 
-    def _send(self, op: Op) -> Channel:
+    def _send(self, op: Op, *, may_end_early: bool = False) -> Channel:
         hub = process_hub()
         stream_id = hub.next_id()
         channel = Channel(asyncio.get_running_loop(), partial(hub.leave, stream_id))
-        send(hub, self._peer(hub), Call(replace(op, stream_id=stream_id), channel, self._query))
+        call = Call(replace(op, stream_id=stream_id), channel, self._query, may_end_early)
+        send(hub, self._peer(hub), call)
         return channel
 
     def _peer(self, hub: Hub) -> Peer:

@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 import aiohttp
@@ -26,9 +26,8 @@ from lmtp_replicate.client.ledger import Ledger
 from lmtp_replicate.client.limiter import CreateLimiter
 from lmtp_replicate.client.peer import Peer
 from lmtp_replicate.client.sending_queue import SendingQueue
-from lmtp_replicate.client.shared_stream import SharedStreams
+from lmtp_replicate.client.sparing import Sparing
 from lmtp_replicate.errors import TransportError
-from lmtp_replicate.protocol.messages import Generate, Score
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS: Final = 5.0
@@ -43,8 +42,8 @@ class Hub:
         self._queues: dict[Peer, SendingQueue] = {}
         self.boots = BootNotice()
         self._limiters: dict[Account, CreateLimiter] = {}
-        self._streams = SharedStreams()
         self._ledger = Ledger()
+        self._sparing = Sparing(self._ledger, self._end, self._send)
         self._peers: dict[Hashable, Peer] = {}
         self._session: aiohttp.ClientSession | None = None
         self._disowned = False
@@ -99,8 +98,11 @@ class Hub:
 
     def _start(self, peer: Peer, calls: Sequence[Call]) -> None:
         wanted = [call for call in calls if not call.channel.is_abandoned]
-        wanted = self._not_yet_known(peer, self._ledger.asked(peer.label, peer.tally, wanted))
-        self._queue_of(peer).add(wanted)
+        wanted = self._ledger.asked(peer.label, peer.tally, wanted)
+        self._send(peer, self._sparing.unanswered(peer, wanted))
+
+    def _send(self, peer: Peer, calls: Sequence[Call]) -> None:
+        self._queue_of(peer).add(calls)
 
     def _queue_of(self, peer: Peer) -> SendingQueue:
         def open_entry(calls: Sequence[Call]) -> BatchEntry:
@@ -110,39 +112,14 @@ class Hub:
             self._queues[peer] = SendingQueue(peer, open_entry)
         return self._queues[peer]
 
-    def _not_yet_known(self, peer: Peer, calls: Iterable[Call]) -> list[Call]:
-        """What must be sent. Every op passes here once, before it costs anything: one whose answer
-        is known is answered, one that equals another in flight joins it."""
-        unknown = []
-        for call in calls:
-            if self._recall(peer, call):
-                continue
-            listener = None
-            if peer.savings.memory and isinstance(call.op, Generate | Score):
-                listener = peer.memory.listener(call.op)
-            sent = self._streams.enter(peer, call, may_join=peer.savings.join, listener=listener)
-            if sent is None:
-                self._ledger.joined(call.op)
-            else:
-                unknown.append(sent)
-        return unknown
-
-    def _recall(self, peer: Peer, call: Call) -> bool:
-        if not (peer.savings.memory and isinstance(call.op, Score)):
-            return False
-        items = peer.memory.recall(call.op)
-        if items is None:
-            return False
-        self._ledger.recalled(call.op)
-        call.channel.put(items)
-        return True
-
     def _leave(self, stream_id: int) -> None:
         self._ledger.left(stream_id)
-        unread = self._streams.leave(stream_id)
-        if unread is not None:
-            for queue in self._queues.values():
-                queue.leave(unread)
+        self._sparing.streams.leave(stream_id)
+
+    def _end(self, stream_id: int) -> None:
+        """Nobody reads the stream any more."""
+        for queue in self._queues.values():
+            queue.leave(stream_id)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)

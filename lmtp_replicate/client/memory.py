@@ -1,9 +1,13 @@
 """What an endpoint's model has said, so that nobody asks for it again.
 
-Scores only: log p(token | everything before it) is a fact about a model version, whoever asked for
-it and with which op. What a mask, a bias or a penalty has changed is none, and a sample is a draw
-of its own. A score that is recalled is exactly the one that came first; SCORE and GENERATE agree
-up to rounding in float32 alone, so of other models only SCORE's are kept.
+log p(token | everything before it) is a fact about a model version, whoever asked for it and with
+which op, and so is the greedy path from a prefix on. What a mask, a bias or a penalty has changed
+is none, and a sample is a draw of its own.
+
+What is recalled is exactly what came first. SCORE and GENERATE agree up to rounding in float32
+alone, so of other models only SCORE's scores are kept. Paths are kept of every model: they answer
+only ops of the kind that they came from, and what such an op would be told anew differs from them
+by no more than from itself, asked twice.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from time import monotonic
 from typing import Any, Final
 
 from lmtp_replicate.client.channel import Delivery
+from lmtp_replicate.client.path_memo import PathMemo, is_cut, is_path
 from lmtp_replicate.client.score_memo import Prefix, ScoreMemo
 from lmtp_replicate.protocol.messages import FinishReason, Generate, Score, TokenItem
 
@@ -32,7 +37,8 @@ class Memory:
     ) -> None:
         self._card = card
         self._now = now
-        self._memo = ScoreMemo()
+        self._scores = ScoreMemo()
+        self._paths = PathMemo()
         self._version: str | None = None
         self._stands_until = 0.0
 
@@ -42,16 +48,28 @@ class Memory:
         of the old one is recalled, nor kept if it is still to come."""
         is_new = self._version is not None and version != self._version
         if is_new:
-            self._memo = ScoreMemo()
+            self._scores, self._paths = ScoreMemo(), PathMemo()
         self._version = version
         self._stands_until = float("inf") if is_chosen else self._now() + VERSION_STANDS
         return is_new
+
+    @property
+    def epoch(self) -> object:
+        """Another one for each version."""
+        return self._paths
+
+    def recall_path(self, op: Generate) -> list[TokenItem]:
+        """The first items that answer `op`, as many as are known; all of them where the last one
+        has a finish reason."""
+        if not is_path(op) or self._now() > self._stands_until:
+            return []
+        return self._paths.recall(op)
 
     def recall(self, op: Score) -> list[TokenItem] | None:
         """The items that answer `op`, or None when they are not all known."""
         if not op.scored or self._now() > self._stands_until:
             return None
-        logprobs = self._memo.recall(op.prompt, op.scored)
+        logprobs = self._scores.recall(op.prompt, op.scored)
         if logprobs is None:
             return None
         items = [
@@ -66,18 +84,22 @@ class Memory:
     def listener(self, op: Generate | Score) -> Callable[[Iterable[Delivery]], None] | None:
         """What learns from the items that will answer `op`; None when there is nothing to learn.
         What it learns belongs to the version of now."""
-        is_generate = isinstance(op, Generate)
         if isinstance(op, Generate) and (op.mask is not None or op.sampling.has_penalties):
             return None
-        memo, prefix = self._memo, Prefix(op.prompt)
+        scores, paths, prefix = self._scores, self._paths, Prefix(op.prompt)
+        left = op.max_tokens if isinstance(op, Generate) else 0
 
         def listen(items: Iterable[Delivery]) -> None:
-            if is_generate and not self._is_exact():
-                return
+            nonlocal left
             for item in items:
-                if isinstance(item, TokenItem):
-                    memo.learn(prefix, {**item.top_logprobs, item.token: item.logprob})
-                    prefix.add(item.token)
+                if not isinstance(item, TokenItem):
+                    continue
+                left -= 1
+                if isinstance(op, Score) or self._is_exact():
+                    scores.learn(prefix, {**item.top_logprobs, item.token: item.logprob})
+                if is_path(op) and not is_cut(item, left):
+                    paths.learn(prefix, item, op.top_logprobs)
+                prefix.add(item.token)
 
         return listen
 

@@ -26,9 +26,14 @@ class Prefix:
         """Grow by `token`."""
         self._state.update(_raw((token,)))
 
+    @property
+    def key(self) -> bytes:
+        """A key for the prefix."""
+        return self._state.digest()
+
     def then(self, token: int) -> bytes:
         """A key for `token` coming next."""
-        return self._state.digest() + _raw((token,))
+        return self.key + _raw((token,))
 
 
 class ScoreMemo:

@@ -26,16 +26,20 @@ class Savings:
     """What makes predictions fewer, shorter and faster. A query's result is the same without, so
     each can be switched off (``?memory=off``) to find out what it does.
 
-    coalesce: ops of several bursts, loops and clients share a prediction. memory: a score that is
-    known is not asked for again. join: an op that equals one in flight shares its answer. shape:
-    streams are as long as LMQL can use, and end as soon as it no longer does. wait: a short answer
-    comes with the create's own response. compact: masks are sent as named sets.
+    coalesce: ops of several bursts, loops and clients share a prediction. memory: a score or a
+    greedy continuation that is known is not asked for again. join: an op that equals one in flight,
+    or goes on from where one has got to, shares its answer. shape: streams are as long as LMQL can
+    use, and end as soon as it no longer does. early: LMQL goes on with a stream's first token
+    instead of its fourth. ahead: what LMQL's beams will need soon is asked for beforehand. wait: a
+    short answer comes with the create's own response. compact: masks are sent as named sets.
     """
 
     coalesce: bool = True
     memory: bool = True
     join: bool = True
     shape: bool = True
+    early: bool = True
+    ahead: bool = True
     wait: bool = True
     compact: bool = True
 

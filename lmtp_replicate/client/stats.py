@@ -20,7 +20,7 @@ class Stats:
     from_memory: int = 0
     """Of `ops`, those answered without asking the server, from what it had told before."""
     joined: int = 0
-    """Of `ops`, those that shared the answer of an equal one in flight."""
+    """Of `ops`, those that shared the answer of one in flight, or a part of it."""
     predictions: int = 0
     """Accepted by Replicate: what is billed and what the limit of creates a minute counts."""
     tokens_requested: int = 0

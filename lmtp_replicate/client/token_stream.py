@@ -21,6 +21,9 @@ class TokenStream(AsyncIterator[TokenItem]):
         self, op: Generate | Score, open_channel: Callable[[TokenStream], Channel]
     ) -> None:
         self.op = op
+        self.may_end_early = False
+        """Whether the reader is content with the part of the answer that costs nothing. Takes
+        effect before the first item is asked for, as a change of `op` does."""
         self._open_channel = open_channel
         self._channel: Channel | None = None
         self._received = 0
@@ -29,14 +32,19 @@ class TokenStream(AsyncIterator[TokenItem]):
     async def __anext__(self) -> TokenItem:
         if self._is_over:
             raise StopAsyncIteration
-        if self._channel is None:
-            self._channel = self._open_channel(self)
+        channel = self.begin()
         try:
-            delivery = await self._channel.get()
+            delivery = await channel.get()
         except BaseException:
             self.close()
             raise
         return self._accept(delivery)
+
+    def begin(self) -> Channel:
+        """Send the op, if that was not done."""
+        if self._channel is None:
+            self._channel = self._open_channel(self)
+        return self._channel
 
     def _accept(self, delivery: Delivery) -> TokenItem:
         if self._is_over:  # closed while the reader waited

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from lmtp_replicate.client import Client, TokenStream, connect
 from lmtp_replicate.errors import EndpointError, LmtpReplicateError
+from lmtp_replicate.lmql.beams import Beam
 from lmtp_replicate.lmql.shape import Shape
 from lmtp_replicate.lmql.summary import tell_at_end
 from lmtp_replicate.lmql.tokenizers import Tokenizer, eos_aliases, warn_of_wrong_tokenizer
@@ -41,11 +42,18 @@ class LMTPReplicateClient:
         self._tokenizer = tokenizer
         self._connected: Client | None = None
         self._streams: WeakSet[TokenStream] = WeakSet()
-        self._shape = Shape()
+        self._shape: Shape | None = None
+        self._ahead: list[TokenStream] = []
+        """What was asked for before LMQL needs it."""
         self._aliases: Mapping[int, int] | None = None
         self._is_closed = False
         self.hint: int | None = None
         """How many tokens LMQL knows the next op may use; 0: it knows nothing, -1: any number."""
+
+    @property
+    def is_early(self) -> bool:
+        """Whether LMQL goes on as soon as a stream's first token is there."""
+        return self._client().savings.early
 
     async def check_model(self) -> None:
         """Nothing: the first op tells whether the model exists."""
@@ -57,8 +65,8 @@ class LMTPReplicateClient:
         stream = self._client().generate(prompt, **wanted)
         self._streams.add(stream)
         hint, self.hint = self.hint, None
-        is_shaped = self._client().savings.shape
-        return _Continuation(self._shape.shaped(stream, hint) if is_shaped else stream, self)
+        shape = self._find_shape()
+        return _Continuation(stream if shape is None else shape.shaped(stream, hint), self)
 
     def score(
         self, prompt: Sequence[int], scored_prompt: Sequence[int], **parameters: Any
@@ -66,9 +74,20 @@ class LMTPReplicateClient:
         """The scored tokens, as LMQL's dicts; LMQL passes their errors on, whenever they come."""
         stream = self._client().score(prompt, scored_prompt, **parameters)
         self._streams.add(stream)
-        if self._client().savings.shape:
-            self._shape.turn(stream.op.prompt)
+        shape = self._find_shape()
+        if shape is not None:
+            shape.turn(stream.op.prompt)
         return _Scores(stream)
+
+    @property
+    def has_beams(self) -> bool:
+        """Whether `step` has any effect."""
+        return self._shape is not None and self._shape.beams.are_read
+
+    def step(self, beams: Sequence[Beam]) -> None:
+        """LMQL is about to go on from `beams`."""
+        if self._shape is not None:
+            self._shape.beams.step(beams)
 
     async def request(self, name: str, _payload: Mapping[str, Any]) -> dict[str, Any]:
         """LMQL asks for "MODEL_INFO" alone, and only when it traces."""
@@ -81,6 +100,7 @@ class LMTPReplicateClient:
         was_closed, self._is_closed = self._is_closed, True
         for stream in list(self._streams):
             stream.close()
+        self._ahead.clear()
         if not was_closed and self._connected is not None:
             tell_at_end(self._connected)
 
@@ -100,6 +120,23 @@ class LMTPReplicateClient:
                 warn_of_wrong_tokenizer(self._tokenizer, info)
                 self._aliases = eos_aliases(self._tokenizer, info)
         return self._aliases or {}
+
+    def _find_shape(self) -> Shape | None:
+        savings = self._client().savings
+        if self._shape is None and savings.shape:
+            # What is asked for beforehand reaches LMQL by these.
+            is_ahead = savings.ahead and savings.memory and savings.join
+            self._shape = Shape(self._ask_ahead if is_ahead else None)
+        return self._shape
+
+    def _ask_ahead(self, text: Sequence[int], most: int, width: int) -> None:
+        if self._is_closed:
+            return  # LMQL still reads what came before
+        stream = self._client().generate(text, max_tokens=most, top_logprobs=width)
+        stream.may_end_early = True
+        stream.begin()
+        self._streams.add(stream)
+        self._ahead.append(stream)
 
     def _client(self) -> Client:
         if self._is_closed:

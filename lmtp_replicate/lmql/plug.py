@@ -15,16 +15,20 @@ import contextlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
 from weakref import ref
 
+from lmtp_replicate.errors import StreamError
+from lmtp_replicate.lmql.beams import Beam
 from lmtp_replicate.lmql.bridge import LMTPReplicateClient
 
 CLIENT_MODULE: Final = "lmql.models.lmtp.lmtp_replicate_client"
 MODEL_MODULE: Final = "lmql.models.lmtp.lmtp_dcmodel"
+MOST_BEAMS: Final = 64
 
 
 def install() -> None:
@@ -93,6 +97,7 @@ def _subclass(upstream: Any) -> Any:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
+            self._visited: deque[Any] = deque(maxlen=MOST_BEAMS)
             if self.use_replicate:
                 # LMQL does not close the model of a query that fails, and its tasks keep it alive.
                 with contextlib.suppress(RuntimeError):  # no loop, no task
@@ -112,10 +117,50 @@ def _subclass(upstream: Any) -> Any:
         async def compute_logits_mask(self, *args: Any, **kwargs: Any) -> Any:
             """As usual. `generate` goes on from here to our client, and lets no other op in
             between; of what LMQL knows about the length it only passes on a number."""
+            if kwargs.get("required"):  # LMQL takes a step from this sequence, not yet an op
+                self._visited.extend(args[3])
             computed = await super().compute_logits_mask(*args, **kwargs)
             if isinstance(self.client, LMTPReplicateClient):
                 self.client.hint = computed.max_tokens_hints[0]
             return computed
+
+        async def topk_continuations(self, sequences: Any, k: int, **kwargs: Any) -> Any:
+            """As usual. `sequences` are those beams that LMQL's cache cannot continue; of all
+            beams the masks were computed just now."""
+            visited = list(self._visited)
+            self._visited.clear()
+            if isinstance(self.client, LMTPReplicateClient) and self.client.has_beams:
+                self.client.step([self._beam(s) for s in visited])
+            return await super().topk_continuations(sequences, k, **kwargs)
+
+        def _beam(self, s: Any) -> Beam:
+            ids = self.tokenizer.convert_bytes_to_ids(s.input_ids)
+            bos = self.tokenizer.bos_token_id
+            if bos is not None and ids[:1] != [bos]:
+                ids = [bos, *ids]
+            return Beam(tuple(ids), float(s.logprobs.sum()))
+
+        async def stream_and_return_first(
+            self, s: Any, iterator: AsyncIterator[Any], sampling_mode: str
+        ) -> Any:
+            """The first item, as soon as it is there: LMQL's own waits for four. Its cache takes
+            the others as they come, and waits for them where it gets there sooner."""
+            if not (isinstance(self.client, LMTPReplicateClient) and self.client.is_early):
+                return await super().stream_and_return_first(s, iterator, sampling_mode)
+            first = await anext(iterator, None)
+            if first is None:
+                raise StreamError("the query was over before its op had an answer")
+            self.requests += 1
+
+            async def entries() -> AsyncIterator[Any]:
+                item: Any = first
+                while item is not None:
+                    self.tokens += 1
+                    yield self.make_cache_entry(s, item, sampling_mode)
+                    item = await anext(iterator, None)
+
+            self.register_token_stream(entries)
+            return first
 
         def close(self) -> None:
             """The query is over."""

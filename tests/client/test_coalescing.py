@@ -122,8 +122,8 @@ async def test_an_idle_endpoint_lets_nothing_wait(
 ) -> None:
     monkeypatch.setattr("lmtp_replicate.client.pace.Pace.window", 3600.0)
     client = connect(ENDPOINT)
-    await expect(client)
-    await expect(client)
+    await expect(client, 5)
+    await expect(client, 20)
     assert creates(replicate) == 2
 
 

@@ -31,7 +31,7 @@ async def test_masks_of_half_a_vocabulary_are_short_and_repeated_ones_are_names(
     replicate: ReplicateDouble,
 ) -> None:
     forbidden = dict.fromkeys(HALF, -100.0)
-    client = connect(ENDPOINT)
+    client = connect(f"{ENDPOINT}?memory=off")
     await ask(client, None)  # MODEL_INFO is out of the way
     for masks in ([None], [forbidden], [forbidden, dict(forbidden)]):
         answers = await asyncio.gather(*(ask(client, mask) for mask in masks))

@@ -195,6 +195,19 @@ def test_a_generation_counts_once_the_card_has_come() -> None:
     assert memory.listener(Generate(0, (5,), 2, Sampling(presence_penalty=1.0))) is None
 
 
+def test_what_comes_before_the_card_is_in_its_place() -> None:
+    card: dict[str, Any] = {}
+    memory = Memory(lambda: card)
+    memory.see_version("one", is_chosen=True)
+    listener = memory.listener(Generate(0, (5,), 2))
+    assert listener is not None
+    listener([TokenItem(0, 6, -0.1)])
+    card |= FLOAT32
+    listener([TokenItem(0, 7, -0.2)])
+    assert known(memory, Score(0, (5, 6), (7,))) == [-0.2]
+    assert known(memory, Score(0, (5,), (7,))) is None
+
+
 async def test_a_deployment_that_changes_its_version(replicate: ReplicateDouble) -> None:
     """The first prediction that names it asks for the new card, and old scores are gone."""
     client = connect("replicate:deployment/org/prod")
@@ -327,5 +340,4 @@ async def test_nothing_of_a_stream_stays(replicate: ReplicateDouble) -> None:
         with pytest.raises(StreamError, match="vocabulary"):
             await read(clients[1].score([5], [640]))
     await quiet(replicate)
-    assert len(process_hub()._streams) == 0
-    assert not process_hub()._streams._to_join
+    assert len(process_hub()._sparing.streams) == 0

@@ -98,8 +98,8 @@ async def test_where_predictions_are_created(
     replicate: ReplicateDouble, endpoint: str, path: str, version: str | None
 ) -> None:
     async with connect(endpoint) as client:
-        await expect(client)
-        await expect(client)
+        await expect(client, 5)
+        await expect(client, 20)
     assert replicate.requests.count(f"POST {path}") == 2
     assert [p.body.get("version") for p in replicate.predictions] == [version] * 2
     lookups = [r for r in replicate.requests if r.startswith(("GET /models", "GET /deployments"))]
@@ -373,7 +373,7 @@ async def test_a_version_that_was_replaced_is_no_error(
     await expect(client)
     monkeypatch.setattr("tests.client.replicate_double.VERSION", "6" * 64)
     replicate.faults.refusals.append(GONE)
-    await expect(client)
+    await expect(client, 20)
     assert [p.body["version"][0] for p in replicate.predictions] == ["5", "6"]
     # What is known of the model is of the old version, so that it is asked again.
     assert replicate.ops == [["MODEL_INFO", "GENERATE"]] * 2
@@ -384,9 +384,9 @@ async def test_a_refusal_is_not_asked_for_twice(replicate: ReplicateDouble) -> N
     await expect(client)
     replicate.faults.refusals.append(GONE)
     with pytest.raises(PredictionError, match="Invalid version"):
-        await tokens(client, 5)
+        await tokens(client, 20)
     assert creates(replicate) == 2
-    await expect(client)
+    await expect(client, 20)
 
 
 async def test_a_refused_introduction_is_made_again(replicate: ReplicateDouble) -> None:

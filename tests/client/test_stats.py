@@ -87,7 +87,7 @@ async def test_refused_creates_are_retries_and_bytes(
     await tokens(connect(ENDPOINT), 5)
     once = lmtp_replicate.stats() - before
     replicate.faults.refusals.append((503, {"Retry-After": "0"}, "{}"))
-    await tokens(connect(ENDPOINT), 5)
+    await tokens(connect(ENDPOINT), 20)
     twice = lmtp_replicate.stats() - before - once
     assert (once.retries, twice.retries, twice.predictions) == (0, 1, 1)
     sent = len(replicate.predictions[1].input["ops_batch_json"])

@@ -138,8 +138,8 @@ async def test_a_file_that_cannot_be_written_is_warned_of_once(
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / name))
     client = connect(ENDPOINT)
-    for _ in range(3):
-        await expect(client)
+    for start in (5, 20, 40):
+        await expect(client, start)
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1
     assert name in warnings[0]

@@ -52,8 +52,8 @@ async def test_a_server_that_does_not_wait_is_not_asked_for_ever(
     replicate.faults.ignore_wait = True
     replicate.engine._step_seconds = 0.02  # so that the create never holds the answer
     client = connect(ENDPOINT)
-    for _ in range(MOST_UNHEARD + 2):
-        await expect(client, 5, 1)
+    for number in range(MOST_UNHEARD + 2):
+        await expect(client, 5 + number, 1)
     assert replicate.prefers == ["wait=1"] * MOST_UNHEARD + [None] * 2
 
 

@@ -51,6 +51,8 @@ def gateway_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway
 def gateway(
     gateway_thread: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[GatewayThread]:
+    """For clients that know nothing yet."""
+    close_process_hub()
     gateway_thread.lead_here(monkeypatch)
     yield gateway_thread
 

@@ -103,8 +103,34 @@ async def test_what_the_user_has_set_is_kept(
     assert lengths_asked_for(replicate) == expected
 
 
+GOES_ON = 'argmax "a[X]d[Y]n" where STOPS_AT(X, "c") and len(TOKENS(X)) < 5 and STOPS_AT(Y, "m")'
+
+
+async def test_more_where_a_stream_has_run_out(replicate: ReplicateDouble, ask) -> None:
+    """The model writes what the query says: the second op goes on where the first one ended."""
+    shaped = await ask(GOES_ON)
+    assert lengths_asked_for(replicate) == [4, 64]
+    plain = await ask(GOES_ON, "?shape=off&memory=off")
+    assert lengths_asked_for(replicate)[2:] == [4, 16]
+    assert shaped.variables == plain.variables == {"X": "bc", "Y": "efghijklm"}
+
+
+async def test_the_query_goes_on_with_the_first_token(replicate: ReplicateDouble, ask) -> None:
+    """Its scores are asked for while the model still writes the second; LMQL waits for four."""
+    held = Hold(replicate.engine, "c")
+    query = 'argmax "ab[X]:[Y]" where STOPS_AT(X, "c") distribution Y in [" yes", " no"]'
+    asking = asyncio.ensure_future(ask(query))
+    try:
+        await asyncio.to_thread(replicate.wait_for, lambda: len(replicate.predictions) == 2)
+        assert held.reached.is_set()
+    finally:
+        held.go_on.set()
+    plain = await ask(query, "?early=off")
+    assert (await asking).variables["X"] == plain.variables["X"] == "c"
+
+
 async def test_beams_are_short(replicate: ReplicateDouble, ask) -> None:
-    shaped = await ask('beam(n=2) "x[X]"')
+    shaped = await ask('beam(n=2) "x[X]"', "?ahead=off")
     asked = len(replicate.predictions)
     assert set(lengths_asked_for(replicate)) == {32}
     plain = await ask('beam(n=2) "x[X]"', "?shape=off&memory=off&join=off")
@@ -124,6 +150,17 @@ async def test_scores_of_beams_are_remembered(replicate: ReplicateDouble, ask) -
     for ours, plain in zip(remembered, asked, strict=True):
         assert ours.variables == plain.variables
         assert ours.prompt == plain.prompt
+
+
+@pytest.mark.parametrize("query", [GOES_ON, WITHOUT_HINT])
+async def test_the_same_query_again_costs_nothing(
+    replicate: ReplicateDouble, ask, query: str
+) -> None:
+    first = await ask(query)
+    asked = len(replicate.predictions)
+    again = await ask(query)
+    assert len(replicate.predictions) == asked
+    assert again.variables == first.variables
 
 
 # Superseded streams

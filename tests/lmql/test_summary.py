@@ -29,7 +29,7 @@ async def test_each_query_says_what_it_has_cost(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "1")
     replicate.engine._step_seconds = 0.02
-    model = lmql.model("replicate:org/model", tokenizer=tokenizer)
+    model = lmql.model("replicate:org/model?memory=off", tokenizer=tokenizer)
     for _ in range(2):
         assert (await lmql.run(QUERY, model=model)).variables["X"] == "cd"
     lines = told(capfd)

@@ -20,3 +20,15 @@ def test_no_query_costs_more_predictions_than_promised(
     gateway.wait_until_quiet()
     assert query.most_predictions is not None
     assert 1 <= len(gateway.predictions() - before) <= query.most_predictions
+
+
+def test_what_beams_will_need_travels_with_what_they_need(gateway: GatewayThread) -> None:
+    """The result is the same, as test_same_results says."""
+    [query] = (query for query in QUERIES if query.name == "beam, no constraint")
+    made = []
+    for settings in ("", "?ahead=off"):
+        before = gateway.predictions()
+        ask(query, model(settings=settings))
+        gateway.wait_until_quiet()
+        made.append(len(gateway.predictions() - before))
+    assert made[0] < made[1]
