@@ -111,13 +111,21 @@ def pack_linears(model: nn.Module, which: PackLinears) -> Linears:
 def _packable(model: nn.Module) -> dict[nn.Module, list[str]]:
     """The layers to pack, and where in the model they stand."""
     layers: dict[nn.Module, list[str]] = {}
+    dtypes = _packable_dtypes()
     for name, layer in model.named_modules(remove_duplicate=False):
         if type(layer) in (nn.Linear, Conv1D) and name and not _is_hooked(layer):
             weight = layer.weight
-            if weight.device.type == "cpu" and weight.dtype in _TOLERANCES:
+            if weight.device.type == "cpu" and weight.dtype in dtypes:
                 layers.setdefault(layer, []).append(name)
     weights = Counter(id(layer.weight) for layer in layers)
     return {layer: names for layer, names in layers.items() if weights[id(layer.weight)] == 1}
+
+
+def _packable_dtypes() -> set[torch.dtype]:
+    """Those that oneDNN lays out on this CPU: bfloat16 only with AVX-512 or better."""
+    knows_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    has_bfloat16 = knows_bfloat16 is not None and knows_bfloat16()
+    return set(_TOLERANCES) - (set() if has_bfloat16 else {torch.bfloat16})
 
 
 def _is_hooked(layer: nn.Module) -> bool:

@@ -39,10 +39,14 @@ def test_packed_layers_compute_the_same_and_replace_all_plain_ones(name: str) ->
     assert (logits(network) - before).abs().max() < 1e-4
 
 
-def test_bfloat16_is_packed_too() -> None:
+def test_bfloat16_is_packed_too_where_the_cpu_allows_it() -> None:
     network = tiny_network("llama").to(torch.bfloat16)
     before = logits(network)
-    assert pack_linears(network, "all").state == "onednn-packed"
+    linears = pack_linears(network, "all")
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert linears.state == "onednn-packed"
+    else:
+        assert (linears.state, linears.reason) == ("plain", "none that can be packed")
     after = logits(network)
     assert (after - before).square().mean().sqrt() < 0.02 * before.square().mean().sqrt()
 

@@ -137,4 +137,4 @@ async def test_a_gateway_that_is_gone(
     own_gateway.stop()
     monkeypatch.setattr("lmtp_replicate.client.retry.MOST_ATTEMPTS", 2)
     with pytest.raises(TransportError, match="cannot be reached"):
-        await ask("replicate:local/alphabet", tokenizer)
+        await ask("replicate:local/alphabet?memory=off", tokenizer)
