@@ -28,6 +28,10 @@ SIDES = (
 )
 REQUESTS = {1: 8, 8: 32, 32: 64}
 """How many are answered with so many streams."""
+LENGTHS = (128, 512)
+"""Of the prompts, the shortest and the longest."""
+NEW = 64
+"""Tokens of each answer."""
 
 
 class EngineWork:
@@ -86,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         work = EngineWork(command.shape, (8, 24), 6, 4)
     else:
-        work = EngineWork(command.shape, (128, 512), 64, max(REQUESTS.values()))
+        work = EngineWork(command.shape, LENGTHS, NEW, max(REQUESTS.values()))
     return asyncio.run(compare(command, work, cases))
 
 

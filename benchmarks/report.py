@@ -53,12 +53,17 @@ def write(results: Sequence[Result], document: Path) -> None:
         raise ValueError(f"{document} must hold the lines {BEGIN!r} and {END!r} once each")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    sections = [section(result) for result in sorted(results, key=_place)]
+    sections = [section(result) for result in _in_order(results)]
     document.write_text(BEGIN.join([before, "\n\n" + "\n\n".join(sections) + "\n\n"]) + END + after)
 
 
-def _place(result: Result) -> tuple[int, bool]:
-    return ORDER.index(result.comparison), result.dtype != "float32"
+def _in_order(results: Sequence[Result]) -> list[Result]:
+    """By comparison and dtype; of the same one on several machines the newest first."""
+    newest_first = sorted(results, key=lambda result: result.started, reverse=True)
+    return sorted(
+        newest_first,
+        key=lambda result: (ORDER.index(result.comparison), result.dtype != "float32"),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(results, options.document)
     print(f"written: {options.document}")
     drawn = [each for each in results if each.comparison == "engine" and each.measurements]
-    for result in sorted(drawn, key=_place)[:1]:
+    for result in _in_order(drawn)[:1]:
         path = options.document.with_suffix(".png")
         try:
             draw(result, path)

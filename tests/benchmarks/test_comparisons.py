@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import engine, gpu, interference, lmql_shaped, memory
+from benchmarks import bound, engine, gpu, interference, lmql_shaped, memory
 from benchmarks.agreement import Answer, Oracle
 from benchmarks.model import TINY, make
 from benchmarks.result import Result
@@ -42,6 +42,15 @@ def test_engine_and_its_correctness_guard(tmp_path: Path) -> None:
     assert {found.tokens for found in result.agreement.values()} == {24}
     assert result.not_run["upstream"] == "left out by --sides"
     assert "--peer vllm" in result.not_run["vllm"]
+
+
+def test_no_engine_beats_the_linear_layers_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bound.main(["--quick", "--rounds", "2"]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [int(row[0]) for row in rows] == [1, 8, 32]
+    # 8 streams: 32 prompts of 320 tokens on average, and 32 * 64 tokens, 8 a step.
+    taken = 32 * 320 * 0.001 + 32 * 64 / 8 * 0.02
+    assert bound.tokens_per_second(8, 0.02, 0.001) == pytest.approx(32 * 64 / taken)
 
 
 def test_lmql_shaped_with_upstream(tmp_path: Path) -> None:

@@ -85,3 +85,15 @@ def test_the_report_replaces_only_what_stands_between_its_marks(
     document.write_text("# no marks")
     with pytest.raises(ValueError, match="must hold the lines"):
         write([result], document)
+
+
+def test_of_one_comparison_on_two_machines_the_newest_comes_first(
+    result: Result, tmp_path: Path
+) -> None:
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"{BEGIN}\n{END}")
+    newer = result.model_copy(update={"started": "2026-11-22T00:00:00+00:00"})
+    other = result.model_copy(update={"comparison": "memory"})
+    write([other, result, newer], document)
+    text = document.read_text()
+    assert text.index("2026-11-22") < text.index("2026-11-21") < text.index("### memory")
