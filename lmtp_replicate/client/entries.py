@@ -34,6 +34,7 @@ class OpEntry:
         self._trace = trace
         self._sink = sink
         self._is_open = True
+        self._is_spared = False
         query.begin()
         self.count(Stats(ops=1))
 
@@ -58,7 +59,11 @@ class OpEntry:
                 self.end(how)
 
     def answered_without_asking(self, source: str, change: Stats) -> None:
-        """The server is not asked: the answer comes from `source`, which `change` counts."""
+        """The server is not asked: the answer, or a part of it, comes from `source`, which `change`
+        counts. Only the first time tells: who has followed one stream may follow another."""
+        if self._is_spared:
+            return
+        self._is_spared = True
         self.count(change)
         if self._trace is not None:
             self._trace.answered_without_asking(self.op.stream_id, source)

@@ -59,10 +59,14 @@ class Follower:
         if not isinstance(item, TokenItem):
             return False
         self._left -= 1
-        if is_cut(item, self._left):
+        if self._left < 0 or is_cut(item, self._left):
             return False
         if self._ahead:
             return self._ahead.popleft() == item.token and item.finish_reason is None
+        is_last = len(self._taken) + 1 == self._op.max_tokens
+        may_be_full = item.finish_reason is FinishReason.LENGTH and not is_last
+        if may_be_full and not self._call.may_end_early:
+            return False  # nothing might be left to ask behind it
         self._taken.append(item.token)
         own.append(fitted(item, self._op, len(self._taken)))
         return item.finish_reason is None and own[-1].finish_reason is None

@@ -65,7 +65,7 @@ class Leaders:
         leader = self._leaders.get(stream_id)
         if leader is not None and tokens:
             self._leave_place(leader)
-            for token in tokens:
+            for token in tokens[: leader.op.max_tokens - leader.produced]:
                 leader.prefix.add(token)
             leader.produced += len(tokens)
             self._at[leader.place] = leader

@@ -58,12 +58,11 @@ class Memory:
         """Another one for each version."""
         return self._paths
 
-    def recall_path(self, op: Generate) -> list[TokenItem]:
-        """The first items that answer `op`, as many as are known; all of them where the last one
-        has a finish reason."""
+    def recall_path(self, op: Generate, *, is_part_enough: bool) -> list[TokenItem]:
+        """See `PathMemo.recall`."""
         if not is_path(op) or self._now() > self._stands_until:
             return []
-        return self._paths.recall(op)
+        return self._paths.recall(op, is_part_enough=is_part_enough)
 
     def recall(self, op: Score) -> list[TokenItem] | None:
         """The items that answer `op`, or None when they are not all known."""
@@ -95,6 +94,8 @@ class Memory:
                 if not isinstance(item, TokenItem):
                     continue
                 left -= 1
+                if isinstance(op, Generate) and left < 0:
+                    return  # LMQL's own server says the last token twice
                 if isinstance(op, Score) or self._is_exact():
                     scores.learn(prefix, {**item.top_logprobs, item.token: item.logprob})
                 if is_path(op) and not is_cut(item, left):

@@ -76,9 +76,11 @@ class SendingQueue:
             self._sender.cancel()
 
     def _fail(self, error: LmtpReplicateError) -> None:
-        """End every stream that waits."""
-        for call in self._waiting.take_all():
-            call.channel.put([copy(error)])  # each reader raises its own, with its own traceback
+        """End every stream that waits, and those that come to wait because one was ended: they
+        have followed it."""
+        while calls := self._waiting.take_all():
+            for call in calls:
+                call.channel.put([copy(error)])  # each reader raises its own, with its traceback
 
     async def _send_all(self) -> None:
         while self._waiting.is_wanted():

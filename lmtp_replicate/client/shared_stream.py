@@ -61,13 +61,16 @@ class SharedStreams:
         return self._equal(realm, call.op) is not None or self._lead(realm, call) is not None
 
     def _equal(self, realm: Hashable, op: Op) -> SharedStream | None:
-        return self._to_join.get(_name(realm, op)) if is_certain(op) else None
+        stream = self._to_join.get(_name(realm, op)) if is_certain(op) else None
+        # A stream that all have left, of which we are only about to be told, is not sent any more.
+        return None if stream is None or stream.is_abandoned else stream
 
     def _lead(self, realm: Hashable, call: Call) -> Lead | None:
         if not is_path(call.op):
             return None
         most = call.op.max_tokens
-        return self._leaders.find(call.op, realm, min(most, PART) if call.may_end_early else most)
+        lead = self._leaders.find(call.op, realm, min(most, PART) if call.may_end_early else most)
+        return None if lead is None or self._sent[lead.stream_id].is_abandoned else lead
 
     def add(self, realm: Hashable | None, call: Call, listener: Listener | None) -> Call:
         """The call to send in the place of `call`, so that others may join; none may where there is

@@ -59,7 +59,7 @@ class Sparing:
             return peer.memory.recall(call.op) or []
         if not isinstance(call.op, Generate):
             return []
-        items = peer.memory.recall_path(call.op)
+        items = peer.memory.recall_path(call.op, is_part_enough=call.may_end_early)
         if items and items[-1].finish_reason is None and call.may_end_early:
             rest = rest_of(call.op, [item.token for item in items])
             if not self._can_join(peer, replace(call, op=rest)):

@@ -13,11 +13,13 @@ from lmtp_replicate.client.memory import Memory
 from lmtp_replicate.client.query import Query
 from lmtp_replicate.client.settings import Savings
 from lmtp_replicate.client.sparing import Sparing
-from lmtp_replicate.errors import LmtpReplicateError, TransportError
+from lmtp_replicate.errors import LmtpReplicateError, StreamError, TransportError
 from lmtp_replicate.protocol.messages import FinishReason, Generate, TokenItem
 
 EOS, ROOM = 5, 12
 """Tokens are 0 to 5, and a context has room for so many."""
+BOS = 6
+"""An empty prompt stands for it."""
 Fact = tuple[int, float, dict[int, float]]
 
 
@@ -30,11 +32,12 @@ def says(version: int, context: Sequence[int], best: int) -> Fact:
 
 
 def item_for(op: Generate, version: int, produced: Sequence[int]) -> TokenItem:
-    token, logprob, best = says(version, [*op.prompt, *produced], op.top_logprobs)
+    context = [*(op.prompt or (BOS,)), *produced]
+    token, logprob, best = says(version, context, op.top_logprobs)
     reason = None
     if token == EOS:
         reason = FinishReason.STOP
-    elif len(produced) + 1 == op.max_tokens or len(op.prompt) + len(produced) + 1 == ROOM:
+    elif len(produced) + 1 == op.max_tokens or len(context) + 1 == ROOM:
         reason = FinishReason.LENGTH
     return TokenItem(op.stream_id, token, logprob, best, reason)
 
@@ -132,7 +135,11 @@ class Place:
             self.running[call.op.stream_id] = Running(call.op, call.channel, self.version)
 
     def step(self, stream: Running, count: int) -> None:
-        """The stream brings so many tokens, all at once."""
+        """The stream brings so many tokens, all at once; or is refused, where none can follow."""
+        if len(stream.op.prompt) >= ROOM:
+            self._end(stream.op.stream_id)
+            stream.sink.put([StreamError("the prompt fills the context")])
+            return
         items: list[Delivery] = []
         for _ in range(count):
             item = item_for(stream.op, stream.version, stream.produced)
@@ -161,7 +168,7 @@ class Place:
 
 def check(place: Place, reader: Reader) -> None:
     """All that it got is what a version that has run since says there, and its end is right."""
-    context, count = list(reader.op.prompt), 0
+    context, count = list(reader.op.prompt or (BOS,)), 0
     for item in reader.items:
         if not isinstance(item, TokenItem):
             break
@@ -177,6 +184,9 @@ def check(place: Place, reader: Reader) -> None:
             assert item.finish_reason is FinishReason.LENGTH
         elif not reader.may_end_early:
             assert item.finish_reason is None
+    assert not any(isinstance(item, StreamError) for item in reader.items) or len(context) >= ROOM
+    if count:
+        assert not isinstance(reader.items[-1], StreamError)
     if not reader.is_abandoned:
         assert reader.is_over
         assert count or isinstance(reader.items[-1], LmtpReplicateError)

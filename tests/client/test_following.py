@@ -3,11 +3,13 @@ becomes of the follower."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lmtp_replicate.client.settings import Savings
 from lmtp_replicate.errors import TransportError
 from lmtp_replicate.protocol.masks import Mask
 from lmtp_replicate.protocol.messages import FinishReason, Generate, Sampling, TokenItem
-from tests.client.greedy_place import EOS, PATH, START, TEXT, Place, Reader, check
+from tests.client.greedy_place import EOS, PATH, ROOM, START, TEXT, Place, Reader, check, item_for
 
 
 def tokens(reader: Reader) -> list[int]:
@@ -34,7 +36,7 @@ def test_what_is_not_known_is_asked_for_from_there() -> None:
     place = Place(Savings())
     begun(place, 8)
     reader = place.ask(Generate(1, (*START, *PATH[:3]), 9))
-    assert place.sent[1].prompt == (*START, *PATH)
+    assert place.sent[1].prompt == (*START, *PATH[:7])  # the last one may have filled the context
     place.finish()
     assert tokens(reader) == TEXT[4:]
     check(place, reader)
@@ -122,6 +124,71 @@ def test_fewer_of_the_likeliest_ids_are_told_than_known_but_never_more() -> None
     check(place, fewer)
     place.ask(Generate(2, START, 8, top_logprobs=3))
     assert len(place.sent) == 2
+
+
+def test_what_follows_an_empty_prompt_is_never_asked_for_from_the_middle() -> None:
+    """The server puts a token in front of it that we do not know."""
+    place = Place(Savings())
+    place.ask(Generate(0, (), 3))
+    place.finish()
+    reader = place.ask(Generate(1, (), 6))
+    assert place.sent[1].prompt == ()
+    place.finish()
+    check(place, reader)
+
+
+def test_a_stream_that_ended_with_a_full_context_is_not_gone_on_with() -> None:
+    whole = ROOM - len(START)
+    place = Place(Savings())
+    place.ask(Generate(0, START, whole))
+    following = place.ask(Generate(1, (*START, *PATH[:2]), whole))
+    place.finish()
+    recalling = place.ask(Generate(2, START, whole + 5))
+    place.finish()
+    assert tokens(following) == TEXT[3:]
+    assert tokens(recalling) == TEXT[1:]
+    for reader in (following, recalling):
+        assert reader.items[-1].finish_reason is FinishReason.LENGTH  # type: ignore[union-attr]
+
+
+def test_where_somebody_went_on_the_context_was_not_full() -> None:
+    place = Place(Savings())
+    begun(place, 8)
+    place.ask(Generate(1, (*START, *PATH), 2))
+    place.ask(Generate(2, (*START, *PATH[:7]), 2))
+    place.finish()
+    sent = len(place.sent)
+    assert tokens(place.ask(Generate(3, START, 9))) == TEXT[1:10]
+    assert len(place.sent) == sent
+
+
+def test_a_stream_that_all_are_just_leaving_is_not_joined() -> None:
+    """Their thread has flagged it, the hub has not been told: it may not be sent any more."""
+    place = Place(Savings(memory=False))
+    leaving = place.ask(Generate(0, START, 4))
+    leaving.is_abandoned = True
+    equal = place.ask(Generate(1, START, 4))
+    assert [op.stream_id for op in place.sent] == [0, 1]
+    place.leave(leaving)
+    place.finish()
+    assert tokens(equal) == PATH[:4]
+    assert len(place.sparing.streams) == 0
+
+
+def test_a_last_token_that_is_said_twice_is_taken_once() -> None:
+    """LMQL's own server does."""
+    place = Place(Savings())
+    reader = place.ask(Generate(0, START, 3))
+    stream = place.running[0]
+    place.step(stream, 2)
+    following = place.ask(Generate(1, (*START, *PATH[:2]), 3))
+    last = replace(item_for(stream.op, 0, PATH[:2]), finish_reason=None)
+    stream.sink.put([last, replace(last, finish_reason=FinishReason.LENGTH)])
+    del place.running[0]
+    place.finish()
+    assert tokens(following) == PATH[2:5]
+    assert tokens(place.ask(Generate(2, START, 5))) == PATH[:5]
+    assert tokens(reader)[:3] == PATH[:3]
 
 
 def test_what_differs_from_the_path_is_asked_for() -> None:

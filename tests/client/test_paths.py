@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lmtp_replicate
 from lmtp_replicate.client import TokenStream, connect
 from lmtp_replicate.client.hub import close_process_hub
 from lmtp_replicate.client.memory import VERSION_STANDS
 from lmtp_replicate.client.settings import Savings
+from lmtp_replicate.errors import TransportError
 from lmtp_replicate.protocol.messages import Generate
 from tests.client.greedy_place import EOS, Place, answer, check
 from tests.client.replicate_double import ReplicateDouble
 from tests.client.test_replicate import ENDPOINT, quiet
 
 MOVES = st.one_of(
-    st.tuples(st.just("ask"), st.integers(0, 4), st.lists(st.integers(0, EOS), max_size=2),
+    st.tuples(st.just("ask"), st.integers(-1, 8), st.lists(st.integers(0, EOS), max_size=2),
               st.integers(1, 7), st.integers(0, 2), st.booleans()),
     st.tuples(st.sampled_from(["step", "step", "step", "fail", "leave"]), st.integers(0, 9),
               st.integers(1, 3)),
@@ -34,7 +37,7 @@ def test_whatever_happens_each_is_told_what_the_model_says(moves, memory: bool, 
             case ("ask", along, then, count, best, early):
                 # Texts on the path of the others, or shortly beside it.
                 path = [item.token for item in answer(Generate(0, (1,), 8), place.version)]
-                prompt = (1, *path[:along], *then)
+                prompt = (1, *path[:along], *then) if along >= 0 else tuple(then)
                 number = len(place.readers)
                 place.ask(Generate(number, prompt, count, top_logprobs=best), may_end_early=early)
             case ("step", index, count) if place.running:
@@ -88,6 +91,25 @@ async def test_the_leading_client_closes(replicate: ReplicateDouble) -> None:
     assert await read(following) == [*range(8, 27)]
     assert len(replicate.predictions) == 1
     await quiet(replicate)
+
+
+async def test_who_follows_a_follower_ends_too_when_the_hub_closes(
+    replicate: ReplicateDouble,
+) -> None:
+    """One after the other asks by itself when what it follows has ended."""
+    before = lmtp_replicate.stats()
+    replicate.engine._step_seconds = 0.01
+    leading = connect(ENDPOINT).generate([5], max_tokens=300)
+    await anext(leading)
+    streams = [connect(ENDPOINT).generate([5, 6, 7][:n], max_tokens=250) for n in (2, 3)]
+    for stream in streams:
+        await anext(stream)
+    await asyncio.to_thread(close_process_hub)
+    for stream in (leading, *streams):
+        with pytest.raises(TransportError, match="was closed"):
+            await read(stream)
+    assert [p.status for p in replicate.predictions] == ["canceled"]
+    assert (lmtp_replicate.stats() - before).joined == 2
 
 
 async def test_another_hub_knows_nothing(replicate: ReplicateDouble) -> None:
