@@ -41,11 +41,17 @@ def command(*arguments: str, temporary: Path) -> Iterator[subprocess.Popen[str]]
         process.communicate(timeout=30)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # it may go between the two questions
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     """Wait for the end of processes that nobody may reap."""
     alive = list(processes)
     while alive:
-        alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        alive = [process for process in alive if is_alive(process)]
     return True
 
 

@@ -83,8 +83,11 @@ def test_a_query_whose_own_code_fails(replicate: ReplicateDouble, tokenizer: str
 
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, signal, sys
 import lmql, lmtp_replicate
+
+# As in a terminal: what is started in the background of a script inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 model = lmql.model("replicate:org/model", tokenizer=sys.argv[1])
 query = 'sample(n=2) "ab[X]" where STOPS_AT(X, "?") and len(TOKENS(X)) < 400'
