@@ -79,7 +79,7 @@ class Leaders:
     def find(self, op: Generate, realm: Hashable, least: int) -> Lead | None:
         """The stream that `op` can follow, if there is one; for `least` tokens, if it has not even
         begun."""
-        first = max(min(1, len(op.prompt)), len(op.prompt) - AHEAD)
+        first = max(1, len(op.prompt) - AHEAD)
         prefix, keys = Prefix(op.prompt[:first]), list[bytes]()
         for token in op.prompt[first:]:
             keys.append(prefix.key)

@@ -125,7 +125,7 @@ def _packable_dtypes() -> set[torch.dtype]:
     """Those that oneDNN lays out on this CPU: bfloat16 only with AVX-512 or better."""
     knows_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     has_bfloat16 = knows_bfloat16 is not None and knows_bfloat16()
-    return set(_TOLERANCES) - (set() if has_bfloat16 else {torch.bfloat16})
+    return {dtype for dtype in _TOLERANCES if has_bfloat16 or dtype != torch.bfloat16}
 
 
 def _is_hooked(layer: nn.Module) -> bool:

@@ -185,8 +185,10 @@ class Scheduler:
     def _take_over(self, stream: Stream, match: Match | None) -> Span | None:
         """The place of a prefix that all of `stream` continues, as the ops of a query do one after
         another: nothing is copied, and others still find the prefix, in the stream."""
-        place = match and self._prefix.take_over(match, stream.to_run)
-        if match is not None and place is not None:
+        if match is None:
+            return None
+        place = self._prefix.take_over(match, stream.to_run)
+        if place is not None:
             stream.cached = match.ready
             self._counted["hit_tokens"] += match.ready
         return place
