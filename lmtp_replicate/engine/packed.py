@@ -9,19 +9,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmtp_replicate.engine.attention import PACKED, PackedStep, Step
+from lmtp_replicate.engine.compiled_attention import CompiledAttention, CompiledStep
 from lmtp_replicate.engine.kv_store import KVStore
-from lmtp_replicate.engine.layout import lay_out
+from lmtp_replicate.engine.layout import Layout, lay_out
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool
 from lmtp_replicate.engine.scheduler import Plan, Work
 
 
 class PackedModel:
-    """Runs plans on `model`, whose attention it replaces; keys and values lie in `pool`'s pages.
-    Raises NotImplementedError when the model's attention cannot be replaced."""
+    """Runs plans on `model`, whose attention it replaces, by `attention` where that can; keys and
+    values lie in `pool`'s pages. Raises NotImplementedError when the model's attention cannot be
+    replaced."""
 
     whole_prompts = False
 
-    def __init__(self, model: PreTrainedModel, pool: PagePool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, pool: PagePool, attention: CompiledAttention | None = None
+    ) -> None:
         model.set_attn_implementation(PACKED)
         config = model.config.get_text_config()
         if config._attn_implementation != PACKED:
@@ -30,6 +34,9 @@ class PackedModel:
             # Only the mask would tell, and the chunks are longer than the proof's sequences.
             raise NotImplementedError("the model's attention is restricted to chunks")
         self._model = model
+        self._attention = attention
+        self.is_compiled = False
+        """Whether `attention` has computed anything yet."""
         self.pool = pool
         self.store = KVStore(pool)
         self.device = torch.device(model.device)
@@ -40,10 +47,17 @@ class PackedModel:
         self.prepare(plan.changes, layout.end)
         # Not every layer type takes an empty batch: a step without rows computes one in vain.
         kept = layout.rows if len(layout.rows) else layout.rows.new_zeros(1)
-        logits = self.run(layout.tokens, layout.positions, kept, PackedStep(layout, self.store))
+        step = self._step(layout)
+        logits = self.run(layout.tokens, layout.positions, kept, step)
+        self.is_compiled |= isinstance(step, CompiledStep) and step.is_used
         if not len(layout.rows):
             logits[0, 0].item()  # wait for the device, so that the step's time is measured
         return logits[: len(layout.rows)]
+
+    def _step(self, layout: Layout) -> Step:
+        if self._attention is None:
+            return PackedStep(layout, self.store)
+        return CompiledStep(self._attention, layout, self.store)
 
     def place(self, work: Work) -> int:
         """Where the keys and values of the work's first token go."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lmtp_replicate.engine import kv_budget
 from lmtp_replicate.engine.admission import Admission
+from lmtp_replicate.engine.compiled_attention import compiled_attention_for
 from lmtp_replicate.engine.cuda_capture import capture_for
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.heap import keep_freed_memory
@@ -53,17 +54,23 @@ class TorchEngine:
         context_length = min(loaded.context_length, loaded.stable_rope_length or sys.maxsize)
         loaded = replace(loaded, context_length=context_length)
         threads = limit_threads()
+        attention, torch_why = None, "as asked"
+        if settings.compile_attention:
+            attention, torch_why = compiled_attention_for(loaded.device, loaded.model.dtype)
         verdict = in_passing_thread(
             lambda: prove(
                 loaded.model,
                 loaded.vocab_size,
                 loaded.context_length,
                 settings.pack_linears,
+                attention,
                 capture,
             )
         )
         if capture is None:
-            verdict = replace(verdict, attention_reason=uncaptured)
+            verdict = replace(verdict, decode_reason=uncaptured)
+        if attention is None:
+            verdict = replace(verdict, attention_reason=torch_why)
         pages = kv_budget.pages(loaded, verdict.bytes_per_token, settings)
         pool = PagePool(pages, settings.page_tokens)
         sampler = Sampler(loaded.vocab_size)
@@ -71,7 +78,7 @@ class TorchEngine:
         model: PackedModel | OneByOneModel | DecodeGraphs
         prefix: PrefixIndex = NullPrefixIndex()
         if verdict.path == "packed":
-            packed = PackedModel(loaded.model, pool)
+            packed = PackedModel(loaded.model, pool, verdict.attention)
             self._store = packed.store
             if loaded.device.type == "cuda":
                 in_passing_thread(lambda: run_prompt(packed, sampler, settings.chunk_tokens))
@@ -129,15 +136,15 @@ def _recorded(
 ) -> tuple[PackedModel | DecodeGraphs, Verdict]:
     """`packed` with its decode steps recorded if the proof allows it and it works with the whole
     memory too, and the verdict that says so."""
-    if capture is None or verdict.attention is None:
+    if capture is None or verdict.decode is None:
         return packed, verdict
-    graphs = DecodeGraphs(packed, verdict.attention, capture, settings.max_streams)
+    graphs = DecodeGraphs(packed, verdict.decode, capture, settings.max_streams)
     try:
         in_passing_thread(graphs.warm_up)
     except Exception as error:
         logger.warning("Decode steps are not recorded: the warm-up failed.", exc_info=True)
         reason = f"the warm-up failed: {type(error).__name__}: {error}"
-        return packed, replace(verdict, attention=None, attention_reason=reason)
+        return packed, replace(verdict, decode=None, decode_reason=reason)
     return graphs, verdict
 
 
@@ -174,7 +181,9 @@ def _card(
             "threads_reason": threads[1],
             "linears": verdict.linears[0],
             "linears_reason": verdict.linears[1],
-            "decode": "run" if verdict.attention is None else "recorded",
-            "decode_reason": verdict.attention_reason,
+            "attention": "torch" if verdict.attention is None else "compiled",
+            "attention_reason": verdict.attention_reason,
+            "decode": "run" if verdict.decode is None else "recorded",
+            "decode_reason": verdict.decode_reason,
         },
     )

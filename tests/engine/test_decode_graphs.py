@@ -144,8 +144,8 @@ def test_an_attention_that_computes_something_else_is_found_out(
     monkeypatch.setattr("lmtp_replicate.engine.proof.GatheredAttention", WithoutWindow)
     verdict = prove(tiny_network("gemma3_text"), VOCABULARY, 256, capture=Tape())
     assert verdict.path == "packed"
-    assert verdict.attention is None
-    assert "differ from the model's own eager forward" in verdict.attention_reason
+    assert verdict.decode is None
+    assert "differ from the model's own eager forward" in verdict.decode_reason
 
 
 def test_a_warm_up_that_fails_leaves_the_engine_as_it_was_without() -> None:

@@ -1,0 +1,286 @@
+/* Attention of a step's new tokens over the keys and values of their own streams, in float32 on a
+   CPU. Compiled for the machine it runs on, and called, by compiled_attention.py.
+
+   One pass over the keys, block by block, with a running maximum and sum for the softmax
+   (https://arxiv.org/abs/1805.02867). Query heads that share a key head are rows of one block, so
+   that a key is fetched from memory once for all of them; and where there are streams enough, one
+   thread takes all heads of a stream, so that it reads keys and values in the order in which they
+   lie. */
+
+#include <omp.h>
+#include <stdint.h>
+
+enum {
+    WIDTH = 8,     /* numbers in a vector */
+    KEYS = 64,     /* in a block */
+    ROWS = 96,     /* in a block: query tokens times query heads */
+    MAX_DIM = 256, /* of a head */
+};
+
+typedef float vec __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t ints __attribute__((vector_size(4 * WIDTH)));
+typedef float unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+
+typedef struct {
+    int64_t start;    /* packed index of the first query token */
+    int64_t count;    /* query tokens */
+    int64_t first;    /* place of the stream's first key */
+    int64_t position; /* of the first query token in its stream */
+} Work;
+
+typedef struct {
+    float *output;             /* [token, head, dim] */
+    const float *query;        /* [token, head, dim], with the strides below */
+    const float *keys;         /* [place, kv_head, dim] */
+    const float *values;       /* [place, kv_head, dim] */
+    const Work *works;
+    int64_t token_stride, head_stride;
+    int64_t works_count, heads, kv_heads, dim;
+    int64_t window;            /* how many keys a query sees at most; 0: all before it */
+    float scaling;
+} Step;
+
+/* Rows are ordered by key head, query token, and query head of that key head. */
+typedef struct {
+    const Step *step;
+    const Work *work;
+    int64_t kv_head, kv_heads, token, tokens;
+    int64_t shared; /* query heads of a key head */
+    int rows;
+    float query[ROWS * MAX_DIM], output[ROWS * MAX_DIM], scores[ROWS * KEYS];
+    float highest[ROWS], sum[ROWS];
+} Block;
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+#define HIDDEN (-3e38f) /* a score whose weight is zero, also against the lowest maximum */
+#define LOWEST (-1e30f)
+
+INLINE vec load(const float *from) { return *(const unaligned *)from; }
+INLINE void store(float *to, vec a) { *(unaligned *)to = a; }
+INLINE vec all(float x) { return x - (vec){0}; }
+INLINE vec select(ints which, vec yes, vec no) {
+    return (vec)(((ints)yes & which) | ((ints)no & ~which));
+}
+INLINE vec larger(vec a, vec b) { return select(a < b, b, a); }
+
+INLINE vec added(vec a, vec b) { return a + b; }
+#define REDUCE(combine, a)                                                      \
+    a = combine(a, __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3));      \
+    a = combine(a, __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5));      \
+    a = combine(a, __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6));      \
+    return a[0];
+INLINE float sum_of(vec a) { REDUCE(added, a) }
+INLINE float largest_of(vec a) { REDUCE(larger, a) }
+
+/* The sums of eight vectors, by adding their halves, quarters and eighths side by side. */
+INLINE vec pairs(vec a, vec b) {
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
+           __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+}
+INLINE vec quads(vec a, vec b) {
+    return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+           __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+INLINE vec sums_of(const vec *a) {
+    vec low = quads(pairs(a[0], a[1]), pairs(a[2], a[3]));
+    vec high = quads(pairs(a[4], a[5]), pairs(a[6], a[7]));
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+/* e to the power of x <= 0, to about two units in the last place; 0 below -87. With the constants
+   of Cephes' expf (https://www.netlib.org/cephes). */
+INLINE vec exponential(vec x) {
+    const vec least = all(-87.0f), shift = all(12582912.0f); /* 1.5 * 2^23: rounds to integers */
+    const ints is_zero = x < least;
+    x = select(is_zero, least, x);
+    vec n = x * 1.44269504f + shift;
+    const ints power = ((ints)n << 23) + (127 << 23);
+    n -= shift;
+    const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return select(is_zero, all(0.0f), p * (vec)power);
+}
+
+/* scores[row][key] = query[row] . keys[key]; up to seven more keys are given the last one's. */
+static void multiply_keys(int rows, int keys, int64_t dim, const float *query, const float *key,
+                          int64_t stride, float *scores) {
+    for (int k = 0; k < keys; k += WIDTH) {
+        const float *each[WIDTH];
+        for (int i = 0; i < WIDTH; i++) each[i] = key + (k + i < keys ? k + i : keys - 1) * stride;
+        for (int r = 0; r < rows; r++) {
+            vec products[WIDTH];
+            UNROLL for (int i = 0; i < WIDTH; i++) products[i] = all(0.0f);
+            for (int64_t d = 0; d < dim; d += WIDTH) {
+                const vec q = load(query + r * dim + d);
+                UNROLL for (int i = 0; i < WIDTH; i++) products[i] += q * load(each[i] + d);
+            }
+            store(scores + r * KEYS + k, sums_of(products));
+        }
+    }
+}
+
+/* output[row] += weights[row] . values, for `rows` <= 6 and `wide` vectors of each value. Both are
+   constants where it is called, so that the sums stay in registers. */
+INLINE void add_values_tile(int rows, int wide, int keys, int64_t dim, const float *weights,
+                            const float *value, int64_t stride, float *output) {
+    vec sums[6][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int w = 0; w < wide; w++) sums[r][w] = load(output + r * dim + w * WIDTH);
+    for (int k = 0; k < keys; k++) {
+        vec v[4];
+        UNROLL for (int w = 0; w < wide; w++) v[w] = load(value + k * stride + w * WIDTH);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const vec weight = all(weights[r * KEYS + k]);
+            UNROLL for (int w = 0; w < wide; w++) sums[r][w] += weight * v[w];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int w = 0; w < wide; w++) store(output + r * dim + w * WIDTH, sums[r][w]);
+}
+
+static void add_values(int rows, int keys, int64_t dim, const float *weights, const float *value,
+                       int64_t stride, float *output) {
+#define TILE(rows, wide)                                                                        \
+    for (; d + wide * WIDTH <= dim; d += wide * WIDTH)                                          \
+        add_values_tile(rows, wide, keys, dim, weights, value + d, stride, output + d);
+    while (rows > 0) {
+        int64_t d = 0;
+        const int taken = rows < 6 ? rows : 6;
+        switch (taken) {
+            case 1: TILE(1, 4) TILE(1, 1) break;
+            case 2: TILE(2, 4) TILE(2, 1) break;
+            case 3: TILE(3, 4) TILE(3, 1) break;
+            case 4: TILE(4, 2) TILE(4, 1) break;
+            case 5: TILE(5, 2) TILE(5, 1) break;
+            case 6: TILE(6, 2) TILE(6, 1) break;
+        }
+        rows -= taken, weights += taken * KEYS, output += taken * dim;
+    }
+#undef TILE
+}
+
+/* Where a row of a block stands among the step's tokens and heads. */
+INLINE int64_t token_of(const Block *b, int row) { return b->token + row / b->shared % b->tokens; }
+INLINE int64_t head_of(const Block *b, int row) {
+    return (b->kv_head + row / (b->shared * b->tokens)) * b->shared + row % b->shared;
+}
+
+static void begin(Block *b) {
+    const Step *s = b->step;
+    for (int r = 0; r < b->rows; r++) {
+        const float *query = s->query + (b->work->start + token_of(b, r)) * s->token_stride +
+                             head_of(b, r) * s->head_stride;
+        for (int64_t d = 0; d < s->dim; d++) {
+            b->query[r * s->dim + d] = query[d] * s->scaling;
+            b->output[r * s->dim + d] = 0;
+        }
+        b->highest[r] = LOWEST;
+        b->sum[r] = 0;
+    }
+}
+
+/* Hide what row `r` does not see of the `keys` keys from `at` on, and what fills the last vector. */
+static void hide(Block *b, int r, int64_t at, int keys, int padded) {
+    const int64_t position = b->work->position + token_of(b, r), window = b->step->window;
+    const int64_t first = window ? position - window + 1 - at : 0, end = position + 1 - at;
+    for (int64_t k = 0; k < first && k < padded; k++) b->scores[r * KEYS + k] = HIDDEN;
+    for (int64_t k = end < 0 ? 0 : end < keys ? end : keys; k < padded; k++)
+        b->scores[r * KEYS + k] = HIDDEN;
+}
+
+/* Turn row `r`'s scores into weights, which are relative to the highest score so far. */
+static void weigh(Block *b, int r, int padded) {
+    float *scores = b->scores + r * KEYS, *output = b->output + r * b->step->dim;
+    vec best = load(scores);
+    for (int k = WIDTH; k < padded; k += WIDTH) best = larger(best, load(scores + k));
+    const float highest = largest_of(best);
+    if (highest > b->highest[r]) {
+        const float faded = exponential(all(b->highest[r] - highest))[0];
+        for (int64_t d = 0; d < b->step->dim; d += WIDTH) store(output + d, load(output + d) * faded);
+        b->sum[r] *= faded;
+        b->highest[r] = highest;
+    }
+    vec sum = all(0.0f);
+    for (int k = 0; k < padded; k += WIDTH) {
+        const vec weights = exponential(load(scores + k) - b->highest[r]);
+        store(scores + k, weights);
+        sum += weights;
+    }
+    b->sum[r] += sum_of(sum);
+}
+
+static void finish(const Block *b) {
+    const Step *s = b->step;
+    for (int r = 0; r < b->rows; r++) {
+        float *output =
+            s->output + ((b->work->start + token_of(b, r)) * s->heads + head_of(b, r)) * s->dim;
+        for (int64_t d = 0; d < s->dim; d++) output[d] = b->output[r * s->dim + d] / b->sum[r];
+    }
+}
+
+static void attend(Block *b) {
+    const Step *s = b->step;
+    const int64_t dim = s->dim, stride = s->kv_heads * dim;
+    const int64_t from = b->work->position + b->token, end = from + b->tokens;
+    const int each = b->rows / b->kv_heads;
+    begin(b);
+    for (int64_t at = s->window && from >= s->window ? from - s->window + 1 : 0; at < end; at += KEYS) {
+        const int keys = end - at < KEYS ? end - at : KEYS;
+        const int padded = (keys + WIDTH - 1) / WIDTH * WIDTH;
+        const int64_t lies = (b->work->first + at) * stride + b->kv_head * dim;
+        for (int h = 0; h < b->kv_heads; h++)
+            multiply_keys(each, keys, dim, b->query + h * each * dim, s->keys + lies + h * dim, stride,
+                          b->scores + h * each * KEYS);
+        for (int r = 0; r < b->rows; r++) {
+            hide(b, r, at, keys, padded);
+            weigh(b, r, padded);
+        }
+        for (int h = 0; h < b->kv_heads; h++)
+            add_values(each, keys, dim, b->scores + h * each * KEYS, s->values + lies + h * dim,
+                       stride, b->output + h * each * dim);
+    }
+    finish(b);
+}
+
+/* How a work is cut into blocks: so many key heads and query tokens in each. */
+typedef struct { int64_t kv_heads, tokens, across, blocks; } Cut;
+
+static Cut cut(const Step *s, const Work *w) {
+    const int64_t shared = s->heads / s->kv_heads, most = ROWS / shared;
+    const int is_whole = w->count * s->heads <= ROWS && s->works_count >= 2 * omp_get_max_threads();
+    Cut c = {is_whole ? s->kv_heads : 1, w->count < most ? w->count : most, 0, 0};
+    c.across = s->kv_heads / c.kv_heads;
+    c.blocks = (w->count + c.tokens - 1) / c.tokens * c.across;
+    return c;
+}
+
+/* Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at most ROWS query heads to a key head. */
+void lmtp_attend(const Step *s) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < s->works_count; i++) total += cut(s, s->works + i).blocks;
+    /* Backwards: a chunk's last tokens see the most keys, and chunks lie behind single tokens. */
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t task = total - 1; task >= 0; task--) {
+        const Work *work = s->works;
+        int64_t index = task;
+        Cut c = cut(s, work);
+        for (; index >= c.blocks; c = cut(s, ++work)) index -= c.blocks;
+        Block b; /* not all zero: most of it is written before it is read, or never read */
+        b.step = s;
+        b.work = work;
+        b.shared = s->heads / s->kv_heads;
+        b.kv_head = index % c.across * c.kv_heads;
+        b.kv_heads = c.kv_heads;
+        b.token = index / c.across * c.tokens;
+        b.tokens = work->count - b.token < c.tokens ? work->count - b.token : c.tokens;
+        b.rows = b.kv_heads * b.tokens * b.shared;
+        attend(&b);
+    }
+}

@@ -1,0 +1,108 @@
+"""C code of ours, compiled where it runs.
+
+Only there is it known what the CPU can do, and a wheel without binaries installs everywhere. What
+was compiled is kept in the user's cache folder, under a name that says from what, by what and for
+which CPU it was made. Where there is no compiler, callers do without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
+_SECONDS = 120
+"""After which a compiler is given up."""
+
+
+class CompilationError(Exception):
+    """`source` did not become a library; says why."""
+
+
+def compile_library(source: Path) -> ctypes.CDLL:
+    """The library that `source` makes. Raises CompilationError."""
+    compiler = _compiler()
+    name = f"{source.stem}-{_fingerprint(source, compiler)}.so"
+    try:
+        folder = _cache_folder()
+        if folder is not None and (folder / name).exists():
+            return ctypes.CDLL(str(folder / name))
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            library = _compile(compiler, source, Path(scratch))
+            if folder is not None:
+                library = library.replace(folder / name)  # at once: others may be looking
+            return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise CompilationError(f"the compiled {source.name} cannot be loaded: {error}") from error
+
+
+def _compiler() -> list[str]:
+    chosen = os.environ.get("CC")
+    if chosen:
+        return shlex.split(chosen)
+    for name in ("cc", "gcc", "clang"):
+        path = shutil.which(name)
+        if path:
+            return [path]
+    raise CompilationError("there is no C compiler (cc, gcc, clang or $CC)")
+
+
+def _compile(compiler: list[str], source: Path, scratch: Path) -> Path:
+    compiled, library = scratch / "compiled.o", scratch / "library.so"
+    _run([*compiler, *_FLAGS, "-c", str(source), "-o", str(compiled)])
+    # Linked without -fopenmp: torch has loaded its own OpenMP already, for all to see. A second one
+    # would bring threads of its own, which would fight with torch's for the cores.
+    _run([*compiler, "-shared", str(compiled), "-o", str(library)])
+    return library
+
+
+def _run(command: list[str]) -> str:
+    """What `command` prints. Raises CompilationError."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+    except subprocess.CalledProcessError as error:
+        logger.debug("%s: %s", shlex.join(command), error.stderr)
+        lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+        raise CompilationError(f"{command[0]} failed: {lines[0]}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompilationError(f"{command[0]} could not be run: {error}") from error
+    return done.stdout
+
+
+def _fingerprint(source: Path, compiler: list[str]) -> str:
+    parts = [source.read_bytes(), repr((compiler, _FLAGS)).encode(), _cpu().encode()]
+    parts.append(_run([*compiler, "--version"]).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def _cpu() -> str:
+    """What decides which instructions may be used: `-march=native` asks for the same."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    told = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(line for line in first.splitlines() if line.startswith(told))
+
+
+def _cache_folder() -> Path | None:
+    """Where compiled libraries are kept; None where that cannot be, or is not ours alone."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "lmtp-replicate"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except (OSError, RuntimeError):
+        return None
+    is_ours = state.st_uid == os.getuid() and not state.st_mode & 0o022
+    return folder if is_ours and os.access(folder, os.W_OK) else None

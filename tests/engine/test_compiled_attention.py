@@ -1,0 +1,228 @@
+"""Attention in C: the same as torch's for every layout, and never in the way where it cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lmtp_replicate.engine import compiled_attention
+from lmtp_replicate.engine.attention import PackedStep, Scores
+from lmtp_replicate.engine.compiled_attention import (
+    CompiledAttention,
+    CompiledStep,
+    compiled_attention_for,
+)
+from lmtp_replicate.engine.kv_store import KVStore
+from lmtp_replicate.engine.layout import Group, Layout
+from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.proof import prove
+from tests.engine.running import running
+from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
+
+CAPACITY = 256
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> CompiledAttention:
+    attention, why = compiled_attention_for(torch.device("cpu"), torch.float32)
+    assert attention is not None, why
+    return attention
+
+
+@pytest.fixture
+def _compiled_anew() -> Iterator[None]:
+    compiled_attention._compiled.cache_clear()
+    yield
+    compiled_attention._compiled.cache_clear()
+
+
+class Case:
+    """`works`: count and position of each stream's new tokens; everything before is known."""
+
+    def __init__(
+        self, works: list[tuple[int, int]], heads: int, kv_heads: int, dim: int, window: int | None
+    ) -> None:
+        self.random = torch.Generator().manual_seed(len(works) * heads + dim)
+        pool = PagePool(CAPACITY * len(works), page_tokens=1)
+        groups, start = [], 0
+        for index, (count, position) in enumerate(works):
+            groups.append(Group(start, index * CAPACITY, CAPACITY, count, [position]))
+            start += count
+        places = [
+            index * CAPACITY + position + offset
+            for index, (count, position) in enumerate(works)
+            for offset in range(count)
+        ]
+        empty = torch.zeros(0, dtype=torch.int64)
+        self.layout = Layout(groups, empty, empty, torch.tensor(places), empty, max(places) + 1)
+        self.store = KVStore(pool)
+        known = torch.arange(pool.tokens)
+        self.store.write(
+            0, known, *(self.numbers(kv_heads, pool.tokens, dim) for _ in ("key", "value"))
+        )
+        self.query = self.numbers(heads, start, dim)
+        self.new = self.numbers(kv_heads, start, dim), self.numbers(kv_heads, start, dim)
+        self.scores = Scores(dim**-0.5, window, None, None)
+
+    def numbers(self, heads: int, tokens: int, dim: int) -> Tensor:
+        """As a model gives them: heads and tokens lie the other way round."""
+        drawn = torch.randn(1, tokens, heads, dim, generator=self.random) * 2
+        return drawn.transpose(1, 2)
+
+    def assert_same(self, compiled: CompiledAttention) -> None:
+        step = CompiledStep(compiled, self.layout, self.store)
+        found = step.attend(0, self.query, *self.new, self.scores)
+        assert step.is_used
+        expected = PackedStep(self.layout, self.store).attend(0, self.query, *self.new, self.scores)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    works=st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=7),
+    kv_heads=st.integers(1, 4),
+    shared=st.sampled_from([1, 2, 3, 5, 7, 8, 40]),
+    dim=st.sampled_from([8, 24, 64, 72, 256]),
+    window=st.none() | st.integers(1, 90),
+)
+def test_any_mix_of_chunks_equals_torch(
+    compiled: CompiledAttention,
+    works: list[tuple[int, int]],
+    kv_heads: int,
+    shared: int,
+    dim: int,
+    window: int | None,
+) -> None:
+    Case(works, kv_heads * shared, kv_heads, dim, window).assert_same(compiled)
+
+
+@pytest.mark.parametrize("streams", [1, 3, 4, 40])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_decode_steps_equal_torch_however_the_threads_share_them(
+    compiled: CompiledAttention, streams: int, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    Case([(1, 5 * n) for n in range(streams)], 12, 4, 64, None).assert_same(compiled)
+
+
+def test_large_scores_neither_overflow_nor_hide_the_small_ones(compiled: CompiledAttention) -> None:
+    case = Case([(1, 100), (30, 90)], 4, 2, 64, None)
+    case.query *= 10  # scores up to about 200: e^200 is no float32
+    case.assert_same(compiled)
+
+
+def test_what_is_not_a_number_stays_in_its_own_stream(compiled: CompiledAttention) -> None:
+    case = Case([(1, 100), (20, 90), (1, 30)], 4, 2, 64, None)
+    case.query[:, :, 5] = float("nan")
+    found = CompiledStep(compiled, case.layout, case.store).attend(
+        0, case.query, *case.new, case.scores
+    )
+    assert found[0, 5].isnan().all()
+    assert not found[0, [*range(5), *range(6, 22)]].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "dtype", "softcap"),
+    [
+        (4, 2, 12, torch.float32, None),
+        (4, 2, 264, torch.float32, None),
+        (97, 1, 64, torch.float32, None),
+        (4, 2, 64, torch.bfloat16, None),
+        (4, 2, 64, torch.float32, 30.0),
+    ],
+)
+def test_what_it_does_not_know_torch_computes(
+    compiled: CompiledAttention,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    softcap: float | None,
+) -> None:
+    case = Case([(1, 3)], heads, kv_heads, dim, None)
+    store = KVStore(PagePool(CAPACITY, page_tokens=1))
+    step = CompiledStep(compiled, case.layout, store)
+    new = [tensor.to(dtype) for tensor in (case.query, *case.new)]
+    found = step.attend(0, *new, Scores(dim**-0.5, None, softcap, None))
+    assert not step.is_used
+    assert found.shape == (1, 1, heads, dim)
+
+
+def test_code_that_computes_something_else_is_found_out(
+    compiled: CompiledAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = CompiledAttention.attend
+    monkeypatch.setattr(CompiledAttention, "attend", lambda *arguments: attend(*arguments) * 1.01)
+    verdict = prove(tiny_network("llama"), VOCABULARY, 256, attention=compiled)
+    assert verdict.path == "packed"
+    assert verdict.attention is None
+    assert "differ from the model's own eager forward" in verdict.attention_reason
+
+
+def test_a_model_without_attention_it_knows_is_said_to_run_torchs(
+    compiled: CompiledAttention,
+) -> None:
+    verdict = prove(tiny_network("gpt_oss"), VOCABULARY, 256, attention=compiled)
+    assert verdict.attention is None
+    assert verdict.attention_reason.startswith("none of the model's layers")
+
+
+@pytest.mark.parametrize(
+    ("settings", "attention", "reason"),
+    [
+        ({}, "compiled", "it agrees with the model's own"),
+        ({"compile_attention": False}, "torch", "as asked"),
+    ],
+)
+def test_the_engine_says_whose_attention_it_runs(
+    settings: dict[str, Any], attention: str, reason: str
+) -> None:
+    with running(tiny_loaded("llama"), **settings) as engine:
+        details = engine.info().details
+        assert (details["attention"], details["attention_reason"]) == (attention, reason)
+
+
+@pytest.mark.usefixtures("_compiled_anew")
+def test_without_a_compiler_the_engine_runs_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with running(tiny_loaded("llama")) as engine:
+        details = engine.info().details
+        assert details["attention"] == "torch"
+        assert "there is no C compiler" in details["attention_reason"]
+
+
+def test_it_uses_torchs_openmp() -> None:
+    """One of its own would bring threads that fight with torch's for the cores."""
+    code = """
+import torch
+from pathlib import Path
+from lmtp_replicate.engine.compiler import compile_library
+def loaded():
+    return {l.split()[-1] for l in open("/proc/self/maps") if "libgomp" in l or "libomp" in l}
+before = loaded()
+compile_library(Path("lmtp_replicate/engine/attention.c")).lmtp_attend
+assert len(before) == 1 and loaded() == before, (before, loaded())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_source_is_part_of_the_package(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), "."]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    listed = subprocess.run(
+        [sys.executable, "-m", "zipfile", "-l", str(wheel)], capture_output=True, text=True
+    ).stdout
+    assert "lmtp_replicate/engine/attention.c" in listed
