@@ -28,13 +28,19 @@ typedef struct {
     int64_t position; /* of the first query token in its stream */
 } Work;
 
+/* New keys or values, `[token, kv_head, dim]`, with strides. */
+typedef struct {
+    const float *first;
+    int64_t token_stride, head_stride;
+} New;
+
 typedef struct {
     float *output;             /* [token, head, dim] */
     const float *query;        /* [token, head, dim], with the strides below */
-    const float *keys;         /* [place, kv_head, dim] */
-    const float *values;       /* [place, kv_head, dim] */
-    const Work *works;
     int64_t token_stride, head_stride;
+    New new_keys, new_values;
+    float *keys, *values;      /* [place, kv_head, dim] */
+    const Work *works;
     int64_t works_count, heads, kv_heads, dim;
     int64_t window;            /* how many keys a query sees at most; 0: all before it */
     float scaling;
@@ -261,10 +267,28 @@ static Cut cut(const Step *s, const Work *w) {
     return c;
 }
 
-/* Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at most ROWS query heads to a key head. */
+static void keep(const Step *s, const New *new, int64_t token, float *to) {
+    for (int64_t h = 0; h < s->kv_heads; h++, to += s->dim)
+        for (int64_t d = 0; d < s->dim; d++)
+            to[d] = new->first[token * new->token_stride + h * new->head_stride + d];
+}
+
+/* Put the new keys and values of a work in their places. */
+static void keep_work(const Step *s, const Work *w) {
+    for (int64_t i = 0; i < w->count; i++) {
+        const int64_t to = (w->first + w->position + i) * s->kv_heads * s->dim;
+        keep(s, &s->new_keys, w->start + i, s->keys + to);
+        keep(s, &s->new_values, w->start + i, s->values + to);
+    }
+}
+
+/* Keep the new keys and values, and attend. Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at most ROWS query heads to a key head. */
 void lmtp_attend(const Step *s) {
     int64_t total = 0;
-    for (int64_t i = 0; i < s->works_count; i++) total += cut(s, s->works + i).blocks;
+    for (int64_t i = 0; i < s->works_count; i++) {
+        keep_work(s, s->works + i);
+        total += cut(s, s->works + i).blocks;
+    }
     /* Backwards: a chunk's last tokens see the most keys, and chunks lie behind single tokens. */
 #pragma omp parallel for schedule(dynamic)
     for (int64_t task = total - 1; task >= 0; task--) {

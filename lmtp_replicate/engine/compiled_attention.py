@@ -8,7 +8,9 @@ and for prompts, and 0.3 for a few tokens after a long prefix.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +29,20 @@ _MAX_SHARED: Final = 96
 """Most query heads to a key head. As WIDTH, MAX_DIM and ROWS in the source."""
 
 
+def _strided(name: str) -> list[tuple[str, type]]:
+    strides = (f"{name}_token_stride", f"{name}_head_stride")
+    return [(name, ctypes.c_void_p), *((stride, ctypes.c_int64) for stride in strides)]
+
+
 class _Arguments(ctypes.Structure):
     """`Step` in the source, which says what each field is."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("output", "query", "keys", "values", "works")),
-        *((name, ctypes.c_int64) for name in ("token_stride", "head_stride")),
+        ("output", ctypes.c_void_p),
+        *_strided("query"),
+        *_strided("new_keys"),
+        *_strided("new_values"),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "works")),
         *((name, ctypes.c_int64) for name in ("works_count", "heads", "kv_heads", "dim", "window")),
         ("scaling", ctypes.c_float),
     )
@@ -59,20 +69,26 @@ class CompiledAttention:
         )
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, works: Tensor, scores: Scores
+        self,
+        new: Sequence[Tensor],
+        stored: Sequence[Tensor],
+        works: Tensor,
+        scores: Scores,
     ) -> Tensor:
-        """Attention of `query` `[1, query_head, T, dim]` over a layer's whole `keys` and `values`,
-        both `[place, kv_head, dim]`. `works`: int64 `[work, 4]`: first packed token, number of
-        tokens, place of the stream's first key, position of the first token. Returns `[1, T,
-        query_head, dim]`."""
-        _, heads, tokens, dim = query.shape
-        if query.stride(3) != 1:
-            query = query.contiguous()
-        output = query.new_empty(1, tokens, heads, dim)
-        pointers = (t.data_ptr() for t in (output, query, keys, values, works))
-        strides = query.stride(2), query.stride(1)
-        sizes = works.shape[0], heads, keys.shape[1], dim, scores.window or 0
-        self._attend(_Arguments(*pointers, *strides, *sizes, scores.scaling))
+        """Put the new keys and values in their places, and attend. `new`: queries, keys and values
+        of the step's tokens, all `[1, head, T, dim]`. `stored`: a layer's keys and values, both
+        `[place, kv_head, dim]`. `works`: int64 `[work, 4]`: first packed token, number of tokens,
+        place of the stream's first key, position of the first token. Returns `[1, T, query_head,
+        dim]`."""
+        new = [tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in new]
+        _, heads, tokens, dim = new[0].shape
+        output = new[0].new_empty(1, tokens, heads, dim)
+        strided = [(t.data_ptr(), t.stride(2), t.stride(1)) for t in new]
+        pointers = [tensor.data_ptr() for tensor in (*stored, works)]
+        sizes = works.shape[0], heads, stored[0].shape[1], dim, scores.window or 0
+        self._attend(
+            _Arguments(output.data_ptr(), *chain(*strided), *pointers, *sizes, scores.scaling)
+        )
         return output
 
 
@@ -82,7 +98,6 @@ class CompiledStep:
 
     def __init__(self, attention: CompiledAttention, layout: Layout, store: KVStore) -> None:
         self._attention = attention
-        self._places = layout.places
         self._store = store
         self._plain = PackedStep(layout, store)
         self.is_used = False
@@ -100,9 +115,8 @@ class CompiledStep:
         if not self._attention.takes(query, value, scores):
             return self._plain.attend(layer, query, key, value, scores)
         self.is_used = True
-        self._store.write(layer, self._places, key, value)
-        keys, values = self._store.whole(layer)
-        return self._attention.attend(query, keys, values, self._works, scores)
+        stored = self._store.layer(layer, key, value)
+        return self._attention.attend((query, key, value), stored, self._works, scores)
 
 
 def compiled_attention_for(

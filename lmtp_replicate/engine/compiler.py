@@ -20,7 +20,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 _SECONDS = 120
 """After which a compiler is given up."""
 

@@ -57,10 +57,15 @@ class KVStore:
 
     def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put `keys` and `values` (`[1, kv_head, token, head_dim]`) at `places` (int64)."""
+        for stored, new in zip(self.layer(layer, keys, values), (keys, values), strict=True):
+            stored.index_copy_(0, places, new[0].transpose(0, 1))
+
+    def layer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all places, both `[token, kv_head, head_dim]`, for new ones such as
+        `keys` and `values`."""
         if layer not in self._layers:
             self._layers[layer] = (self._empty(keys), self._empty(values))
-        for stored, new in zip(self._layers[layer], (keys, values), strict=True):
-            stored.index_copy_(0, places, new[0].transpose(0, 1))
+        return self._layers[layer]
 
     def view(
         self, layer: int, first: int, batch: int, capacity: int, window: slice

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from lmtp_replicate.engine.compiled_attention import CompiledAttention
+from lmtp_replicate.engine.compiled_attention import CompiledAttention, compiled_attention_for
+from lmtp_replicate.engine.compiled_norms import Norms, compile_norms
 from lmtp_replicate.engine.decode_attention import DecodeAttention, GatheredAttention
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.one_by_one import OneByOneModel
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Verdict:
     """How the model is run. `is_cached` matters for the fallback only. `bytes_per_token`: keys
     and values of one token, measured on the packed path, else estimated from the config.
-    `linears`: how its linear layers are run, and why. `attention`: our own code for it, if that
+    `linears`, `norms`: how these layers are run, and why. `attention`: our own code for it, if that
     agrees, and `attention_reason` why or why not. `decode`: with which attention decode steps may
     be recorded, if they may, and `decode_reason` why."""
 
@@ -38,6 +39,7 @@ class Verdict:
     is_cached: bool
     bytes_per_token: int
     linears: tuple[str, str] = ("plain", "")
+    norms: tuple[str, str] = ("torch", "")
     attention: CompiledAttention | None = None
     attention_reason: str = ""
     decode: DecodeAttention | None = None
@@ -49,38 +51,50 @@ def prove(
     vocab_size: int,
     context_length: int,
     pack: PackLinears = "all",
-    attention: CompiledAttention | None = None,
+    compile_kernels: bool = True,
     capture: Capture | None = None,
 ) -> Verdict:
-    """Pack the model's linear layers and decide the path, whether it takes `attention`, and whether
-    `capture` may record its decode steps, where there are such. What all of it is held against is
-    computed before, by the model as it came. Its own attention is in place again afterwards. Raises
-    ModelLoadError when the model cannot be run at all."""
+    """Pack the model's linear layers, have its norms compiled, and decide the path, whether it
+    takes our attention, and whether `capture`, if there is one, may record its decode steps. What
+    all of it is held against is computed before, by the model as it came. Its own attention is in
+    place again afterwards. Raises ModelLoadError when the model cannot be run at all."""
     with torch.inference_mode():
         trial = Trial(model, vocab_size, context_length)
         linears = pack_linears(model, pack)
-        verdict = _decide(trial, attention)
-        if linears.state != "plain" and not verdict.is_cached:
+        norms, attention, why = Norms("as asked"), None, "as asked"
+        if compile_kernels:
+            norms = compile_norms(model)
+            attention, why = compiled_attention_for(model.device, model.dtype)
+        verdict = _decide(trial, attention, why)
+        if not verdict.is_cached and (linears.state != "plain" or norms.compiled):
             # Neither path agrees: perhaps the model reads its layers' weights itself.
             linears.unpack(f"with packed ones, {verdict.reason}")
-            verdict = _decide(trial, attention)
+            norms.restore(f"with compiled ones, {verdict.reason}")
+            verdict = _decide(trial, attention, why)
         if capture is not None:
             decode, why = _decide_recording(trial, verdict, capture)
             verdict = replace(verdict, decode=decode, decode_reason=why)
     logger.info("%s runs %s: %s", type(model).__name__, verdict.path, verdict.reason)
-    return replace(verdict, linears=(linears.state, linears.reason))
+    return replace(
+        verdict,
+        linears=(linears.state, linears.reason),
+        norms=("compiled" if norms.compiled else "torch", norms.reason),
+    )
 
 
-def _decide(trial: Trial, attention: CompiledAttention | None) -> Verdict:
+def _decide(trial: Trial, attention: CompiledAttention | None, why: str) -> Verdict:
+    """`attention`: our own, or None because of `why`."""
     packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool, attention))
-    why = "it agrees with the model's own"
     if attention is not None and difference is not None:
         attention, why = None, difference
         packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool))
         if difference is None:
             logger.warning("Attention is run as torch runs it: with our own, %s.", why)
-    elif attention is not None and packed is not None and not packed.is_compiled:
-        attention, why = None, "none of the model's layers has attention that ours computes"
+    elif attention is not None:
+        assert packed is not None
+        why = "it agrees with the model's own"
+        if not packed.is_compiled:
+            attention, why = None, "none of the model's layers has attention that ours computes"
     if packed is None or difference is not None:
         return _fall_back(trial, difference or "")
     return Verdict(

@@ -13,7 +13,7 @@ class EngineSettings:
     """kv_cache_bytes: memory for keys and values; None takes what the device can spare.
     page_tokens: tokens per page. max_streams: streams in one step; more wait their turn.
     chunk_tokens: most tokens of prompts in one step (fewer while other streams decode).
-    pack_linears, compile_attention, decode_graphs: as in `LoadOptions`.
+    pack_linears, compile_kernels, decode_graphs: as in `LoadOptions`.
     reuse_prefixes: whether tokens that were run for one stream are known to the next ones; off, the
     results are the same and every prompt is run from its start."""
 
@@ -22,7 +22,7 @@ class EngineSettings:
     max_streams: int = 128
     chunk_tokens: int = 512
     pack_linears: PackLinears = "all"
-    compile_attention: bool = True
+    compile_kernels: bool = True
     decode_graphs: bool = False
     reuse_prefixes: bool = True
 
@@ -32,7 +32,7 @@ class EngineSettings:
         return cls(
             kv_cache_bytes=options.kv_cache_bytes,
             pack_linears=options.pack_linears,
-            compile_attention=options.compile_attention,
+            compile_kernels=options.compile_kernels,
             decode_graphs=options.decode_graphs,
         )
 

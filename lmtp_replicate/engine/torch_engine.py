@@ -9,7 +9,6 @@ from pathlib import Path
 
 from lmtp_replicate.engine import kv_budget
 from lmtp_replicate.engine.admission import Admission
-from lmtp_replicate.engine.compiled_attention import compiled_attention_for
 from lmtp_replicate.engine.cuda_capture import capture_for
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.heap import keep_freed_memory
@@ -54,23 +53,18 @@ class TorchEngine:
         context_length = min(loaded.context_length, loaded.stable_rope_length or sys.maxsize)
         loaded = replace(loaded, context_length=context_length)
         threads = limit_threads()
-        attention, torch_why = None, "as asked"
-        if settings.compile_attention:
-            attention, torch_why = compiled_attention_for(loaded.device, loaded.model.dtype)
         verdict = in_passing_thread(
             lambda: prove(
                 loaded.model,
                 loaded.vocab_size,
                 loaded.context_length,
                 settings.pack_linears,
-                attention,
+                settings.compile_kernels,
                 capture,
             )
         )
         if capture is None:
             verdict = replace(verdict, decode_reason=uncaptured)
-        if attention is None:
-            verdict = replace(verdict, attention_reason=torch_why)
         pages = kv_budget.pages(loaded, verdict.bytes_per_token, settings)
         pool = PagePool(pages, settings.page_tokens)
         sampler = Sampler(loaded.vocab_size)
@@ -183,6 +177,8 @@ def _card(
             "linears_reason": verdict.linears[1],
             "attention": "torch" if verdict.attention is None else "compiled",
             "attention_reason": verdict.attention_reason,
+            "norms": verdict.norms[0],
+            "norms_reason": verdict.norms[1],
             "decode": "run" if verdict.decode is None else "recorded",
             "decode_reason": verdict.decode_reason,
         },

@@ -163,7 +163,7 @@ def test_code_that_computes_something_else_is_found_out(
 ) -> None:
     attend = CompiledAttention.attend
     monkeypatch.setattr(CompiledAttention, "attend", lambda *arguments: attend(*arguments) * 1.01)
-    verdict = prove(tiny_network("llama"), VOCABULARY, 256, attention=compiled)
+    verdict = prove(tiny_network("llama"), VOCABULARY, 256)
     assert verdict.path == "packed"
     assert verdict.attention is None
     assert "differ from the model's own eager forward" in verdict.attention_reason
@@ -172,7 +172,7 @@ def test_code_that_computes_something_else_is_found_out(
 def test_a_model_without_attention_it_knows_is_said_to_run_torchs(
     compiled: CompiledAttention,
 ) -> None:
-    verdict = prove(tiny_network("gpt_oss"), VOCABULARY, 256, attention=compiled)
+    verdict = prove(tiny_network("gpt_oss"), VOCABULARY, 256)
     assert verdict.attention is None
     assert verdict.attention_reason.startswith("none of the model's layers")
 
@@ -181,7 +181,7 @@ def test_a_model_without_attention_it_knows_is_said_to_run_torchs(
     ("settings", "attention", "reason"),
     [
         ({}, "compiled", "it agrees with the model's own"),
-        ({"compile_attention": False}, "torch", "as asked"),
+        ({"compile_kernels": False}, "torch", "as asked"),
     ],
 )
 def test_the_engine_says_whose_attention_it_runs(

@@ -1,0 +1,126 @@
+"""Root mean square norms by our own C code (rms_norm.c), for models in float32 on a CPU.
+
+transformers computes one by six operators of torch. Between linear layers, whose weights drive
+everything else out of the caches, each of them takes far longer than its arithmetic.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmtp_replicate.engine.compiler import CompilationError, compile_library
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("rms_norm.c")
+_VECTOR = 8
+_TRIED_ROWS = (1, 70)
+_TOLERANCE = 1e-5
+
+
+@dataclass(slots=True)
+class Norms:
+    """The norms of a model that are run by our code, and why no others."""
+
+    reason: str
+    compiled: list[nn.Module] = field(default_factory=list)
+
+    def restore(self, reason: str) -> None:
+        """Have transformers compute them again, because of `reason`."""
+        for norm in self.compiled:
+            del norm.forward
+        self.compiled.clear()
+        self.reason = reason
+        logger.warning("The norms are run as transformers runs them: %s.", reason)
+
+
+def compile_norms(model: nn.Module) -> Norms:
+    """Have our code compute what in `model` is called an RMSNorm, lies on a CPU in float32, and is
+    found to compute the same. The modules stay where they are."""
+    candidates = [module for module in model.modules() if _is_candidate(module)]
+    if not candidates:
+        return Norms("none that can be compiled")
+    function, why = _compiled()
+    if function is None:
+        return Norms(why)
+    norms = Norms("those that agree with transformers' own")
+    for norm in candidates:
+        forward = CompiledNorm(norm, function)
+        if _agrees(norm, forward):
+            norm.forward = forward
+            norms.compiled.append(norm)
+    return norms
+
+
+class CompiledNorm:
+    """Takes the place of `norm.forward`; leaves to that what it does not know."""
+
+    def __init__(self, norm: nn.Module, function: Any) -> None:
+        self._plain = norm.forward
+        self._weight: Tensor = norm.weight  # type: ignore[assignment]
+        self._epsilon = _epsilon(norm)
+        self._function = function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        dim = self._weight.shape[0]
+        if x.dtype != torch.float32 or not x.is_contiguous() or x.shape[-1] != dim:
+            plain: Tensor = self._plain(x)
+            return plain
+        output = torch.empty_like(x)
+        pointers = output.data_ptr(), x.data_ptr(), self._weight.data_ptr()
+        self._function(*pointers, x.numel() // dim, dim, self._epsilon)
+        return output
+
+
+def _is_candidate(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return (
+        type(module).__name__.endswith("RMSNorm")
+        and isinstance(weight, Tensor)
+        and weight.dim() == 1
+        and weight.shape[0] % _VECTOR == 0
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and isinstance(_epsilon(module), float)
+        and not (module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+    )
+
+
+def _epsilon(norm: nn.Module) -> Any:
+    """Its two names in transformers."""
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+def _agrees(norm: nn.Module, compiled: CompiledNorm) -> bool:
+    dim = compiled._weight.shape[0]
+    random = torch.Generator().manual_seed(dim)
+    for rows in _TRIED_ROWS:
+        x = torch.randn(1, rows, dim, generator=random)
+        for scaled in (x, x * 1e-3):  # where epsilon matters
+            try:
+                expected = norm(scaled)
+            except Exception:  # it wants more than one argument: another kind of norm
+                return False
+            if not torch.allclose(compiled(scaled), expected, rtol=_TOLERANCE, atol=_TOLERANCE):
+                return False
+    return True
+
+
+@cache
+def _compiled() -> tuple[Any, str]:
+    try:
+        function = compile_library(_SOURCE).lmtp_rms_norm
+    except CompilationError as error:
+        return None, str(error)
+    function.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2, ctypes.c_float]
+    function.restype = None
+    return function, ""
