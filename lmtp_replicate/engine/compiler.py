@@ -31,7 +31,7 @@ class CompilationError(Exception):
 
 def compile_library(source: Path) -> ctypes.CDLL:
     """The library that `source` makes. Raises CompilationError."""
-    compiler = _compiler()
+    compiler = find_compiler()
     name = f"{source.stem}-{_fingerprint(source, compiler)}.so"
     try:
         folder = _cache_folder()
@@ -46,7 +46,8 @@ def compile_library(source: Path) -> ctypes.CDLL:
         raise CompilationError(f"the compiled {source.name} cannot be loaded: {error}") from error
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
+    """The command of a C compiler. Raises CompilationError."""
     chosen = os.environ.get("CC")
     if chosen:
         return shlex.split(chosen)

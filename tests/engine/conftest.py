@@ -7,6 +7,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lmtp_replicate.engine.compiler import CompilationError, find_compiler
+
+
+@pytest.fixture(scope="session")
+def has_compiler() -> None:
+    """For tests of compiled code: it is no requirement of the product, nor of its other tests."""
+    try:
+        find_compiler()
+    except CompilationError as error:
+        pytest.skip(str(error))
+
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def compiled() -> CompiledAttention:
+def compiled(has_compiler: None) -> CompiledAttention:
     attention, why = compiled_attention_for(torch.device("cpu"), torch.float32)
     assert attention is not None, why
     return attention
@@ -177,6 +177,7 @@ def test_a_model_without_attention_it_knows_is_said_to_run_torchs(
     assert verdict.attention_reason.startswith("none of the model's layers")
 
 
+@pytest.mark.usefixtures("has_compiler")
 @pytest.mark.parametrize(
     ("settings", "attention", "reason"),
     [
@@ -202,7 +203,7 @@ def test_without_a_compiler_the_engine_runs_torchs(monkeypatch: pytest.MonkeyPat
         assert "there is no C compiler" in details["attention_reason"]
 
 
-def test_it_uses_torchs_openmp() -> None:
+def test_it_uses_torchs_openmp(compiled: CompiledAttention) -> None:
     """One of its own would bring threads that fight with torch's for the cores."""
     code = """
 import torch

@@ -15,6 +15,8 @@ from lmtp_replicate.engine.proof import prove
 from tests.engine.running import running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
+pytestmark = pytest.mark.usefixtures("has_compiler")
+
 
 @pytest.fixture
 def _compiled_anew() -> Iterator[None]:

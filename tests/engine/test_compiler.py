@@ -9,6 +9,8 @@ import pytest
 
 from lmtp_replicate.engine.compiler import CompilationError, compile_library
 
+pytestmark = pytest.mark.usefixtures("has_compiler")
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
