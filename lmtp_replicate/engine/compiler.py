@@ -47,6 +47,7 @@ def compile_library(source: Path) -> ctypes.CDLL:
 
 
 def find_compiler() -> list[str]:
+    """The command of a C compiler. Raises CompilationError where there is none."""
     """The command of a C compiler. Raises CompilationError."""
     chosen = os.environ.get("CC")
     if chosen:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmtp_replicate.engine.decode_attention import DecodeAttention, DecodeStep
 from lmtp_replicate.engine.packed import PackedModel
-from lmtp_replicate.engine.scheduler import Plan, Work
+from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.transfer import host_tensor
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.pages import PagePool
-from lmtp_replicate.engine.scheduler import Plan, Work
+from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.transfer import to_device
 
 

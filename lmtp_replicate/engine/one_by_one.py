@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmtp_replicate.engine.scheduler import Plan, Work
+from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.stream import Stream
 
 

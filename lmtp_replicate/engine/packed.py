@@ -13,7 +13,7 @@ from lmtp_replicate.engine.compiled_attention import CompiledAttention, Compiled
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout, lay_out
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool
-from lmtp_replicate.engine.scheduler import Plan, Work
+from lmtp_replicate.engine.plan import Plan, Work
 
 
 class PackedModel:

@@ -13,11 +13,10 @@ from __future__ import annotations
 import logging
 from bisect import insort
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from lmtp_replicate.engine.pace import Pace, Room
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool, Span
+from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.prefix import Match, PrefixIndex
 from lmtp_replicate.engine.stream import Stream
 
@@ -29,38 +28,6 @@ WORTH_WAITING = 16
 """A stream follows another only for so many tokens or more; fewer are run sooner than awaited."""
 MOST_ROWS = 256
 """Scored positions in one step: each costs a row of logits as wide as the vocabulary."""
-
-
-class Work(NamedTuple):
-    """Run the tokens `start..start + length` of a stream."""
-
-    stream: Stream
-    start: int
-    length: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.length
-
-    @property
-    def rows(self) -> range:
-        """The positions whose logits are wanted."""
-        return self.stream.rows(self.start, self.stop)
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step: first the changes of memory, in order, then all works in one forward. The step's
-    logits are the works' `rows`, in this order."""
-
-    changes: list[Copy | Clear] = field(default_factory=list)
-    works: list[Work] = field(default_factory=list)
-    decoding: int = 0
-    """How many works, the first ones, are those of decoding streams."""
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(work.length for work in self.works[self.decoding :])
 
 
 class Scheduler:

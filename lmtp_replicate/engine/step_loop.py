@@ -21,8 +21,9 @@ from lmtp_replicate.engine import answers
 from lmtp_replicate.engine.admission import Admission
 from lmtp_replicate.engine.interface import Sink
 from lmtp_replicate.engine.pace import Pace
+from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.sampling import Choice, Draw, Outcome, Sampler, Scored
-from lmtp_replicate.engine.scheduler import Plan, Scheduler, Work
+from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.protocol.messages import (
     Ending,

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmtp_replicate.engine.pages import PagePool
-from lmtp_replicate.engine.scheduler import Plan, Work
+from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.errors import ModelLoadError
 from lmtp_replicate.protocol.messages import Score

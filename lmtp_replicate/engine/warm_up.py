@@ -8,8 +8,8 @@ import logging
 import torch
 
 from lmtp_replicate.engine.packed import PackedModel
+from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.sampling import Draw, Sampler
-from lmtp_replicate.engine.scheduler import Plan, Work
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.protocol.messages import Generate, Sampling
 

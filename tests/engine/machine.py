@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from lmtp_replicate.engine import answers
 from lmtp_replicate.engine.pace import Pace
 from lmtp_replicate.engine.pages import Clear, PagePool
+from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.prefix import NullPrefixIndex, PrefixIndex, RadixPrefixIndex
-from lmtp_replicate.engine.scheduler import Plan, Scheduler
+from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.protocol.messages import Generate, Score, TokenItem
 

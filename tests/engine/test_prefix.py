@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from lmtp_replicate.engine.pages import Copy, PagePool
+from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.prefix import RadixPrefixIndex
-from lmtp_replicate.engine.scheduler import WORTH_WAITING, Plan
+from lmtp_replicate.engine.scheduler import WORTH_WAITING
 from lmtp_replicate.engine.stream import Stream
 from tests.engine.machine import Machine, generate, machine, score
 

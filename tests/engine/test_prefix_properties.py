@@ -16,8 +16,9 @@ from torch import Tensor
 from lmtp_replicate.engine.pace import Pace
 from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.prefix import RadixPrefixIndex
-from lmtp_replicate.engine.scheduler import Plan, Scheduler
+from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.stream import Stream
 from tests.engine.machine import JOBS, Job, Machine
 from tests.engine.tiny_models import VOCABULARY, tiny_network
