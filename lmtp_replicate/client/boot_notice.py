@@ -1,7 +1,8 @@
 """Tells the user that models are starting up, while predictions wait for them.
 
 On a terminal it is one line on stderr that counts the seconds, elsewhere a line of the log, again
-at growing intervals. All models and predictions of the process share it.
+at growing intervals. All models and predictions of the process share it. Who silences this logger
+silences both.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class BootNotice:
     def starting(self, model: str, prediction: Hashable, *, since: float, patience: float) -> None:
         """`prediction` of `model` has waited since then (loop's time), and will for `patience`
         seconds. May be told again."""
+        if not log.isEnabledFor(logging.WARNING):
+            return
         boot = self._boots.setdefault(model, _Boot(since, patience, since, set()))
         boot.waiting.add(prediction)
         boot.patience = max(boot.patience, patience)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import signal
@@ -96,8 +97,10 @@ class _Demonstration:
 
     async def _boot(self) -> None:
         """The gateway starts the runtime, a cold boot as on Replicate, for the first prediction."""
-        from lmtp_replicate.client import connect
+        from lmtp_replicate.client import boot_notice, connect
 
+        # The line that says so is being written: see `stage`.
+        boot_notice.log.setLevel(logging.ERROR)
         async with connect(ENDPOINT) as client:
             await client.model_info()
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lmtp_replicate.engine.compiled_linear import MOST_ROWS, CompiledLinear, compiled_linear
 from lmtp_replicate.engine.options import PackLinears
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,13 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = weight
         self.bias = bias
+        self.compiled: CompiledLinear | None = None
+        """Our own code for few rows, where it has been found to compute the same."""
         self.out_features, self.in_features = weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.compiled is not None and self.compiled.takes(x):
+            return self.compiled(x)
         linear: Any = torch.ops.mkldnn._linear_pointwise
         product: Tensor = linear(x, self.weight, self.bias, "none", [], "")
         return product
@@ -77,8 +82,9 @@ class Linears:
         logger.warning("The linear layers are run as torch runs them: %s.", reason)
 
 
-def pack_linears(model: nn.Module, which: PackLinears) -> Linears:
-    """Replace the linear layers of `model` that are on a CPU by packed ones.
+def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool = True) -> Linears:
+    """Replace the linear layers of `model` that are on a CPU by packed ones, and with
+    `compile_kernels` have our own code compute few rows of them.
 
     Only layers of exactly torch's and transformers' own classes: what is derived from them
     (bitsandbytes, LoRA) computes something else. A plain weight is freed as soon as it is packed,
@@ -96,7 +102,10 @@ def pack_linears(model: nn.Module, which: PackLinears) -> Linears:
     chosen = [layer for layer in layers if which == "all" or id(layer.weight) not in others]
     try:
         for layer in chosen:
-            linears._replaced.append(_replace(model, layers[layer], layer, others))
+            replaced = _replace(model, layers[layer], layer, others)
+            linears._replaced.append(replaced)
+            if compile_kernels:
+                _compile(replaced.packed)
     except Exception as error:
         logger.debug("A linear layer could not be packed.", exc_info=True)
         linears.unpack(f"packing failed ({type(error).__name__}: {error})")
@@ -104,6 +113,9 @@ def pack_linears(model: nn.Module, which: PackLinears) -> Linears:
     twice = sum(replaced.kept is not None for replaced in linears._replaced)
     linears.state = "onednn-packed"
     linears.reason = f"{len(chosen)} layers, {twice} of them beside a plain weight used elsewhere"
+    compiled = sum(replaced.packed.compiled is not None for replaced in linears._replaced)
+    if compiled:
+        linears.reason += f"; few rows of {compiled} by our own code"
     logger.info("The linear layers are packed: %s.", linears.reason)
     return linears
 
@@ -161,9 +173,25 @@ def _replace(
     return _Replaced(names, layer, packed, weight if id(weight) in others else None)
 
 
+def _compile(packed: PackedLinear) -> None:
+    """Have our own code compute few rows, if it computes the same as oneDNN's."""
+    compiled = compiled_linear(packed.weight, packed.bias)
+    if compiled is None:
+        return
+    for rows in range(1, MOST_ROWS + 1):
+        x = _random(rows, packed)
+        if not torch.allclose(compiled(x), packed(x), rtol=1e-5, atol=1e-5):
+            return
+    packed.compiled = compiled
+
+
+def _random(rows: int, packed: PackedLinear) -> Tensor:
+    random = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, packed.in_features, generator=random).to(packed.weight.dtype)
+
+
 def _require_equal(name: str, plain: nn.Module, packed: PackedLinear, count: int) -> None:
-    random = torch.Generator().manual_seed(count)
-    x = torch.randn(count, packed.in_features, generator=random).to(packed.weight.dtype)
+    x = _random(count, packed)
     expected, found = plain(x).float(), packed(x).float()
     error = (found - expected).square().mean().sqrt()
     if not error <= _TOLERANCES[packed.weight.dtype] * expected.square().mean().sqrt():

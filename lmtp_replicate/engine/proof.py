@@ -60,7 +60,7 @@ def prove(
     place again afterwards. Raises ModelLoadError when the model cannot be run at all."""
     with torch.inference_mode():
         trial = Trial(model, vocab_size, context_length)
-        linears = pack_linears(model, pack)
+        linears = pack_linears(model, pack, compile_kernels=compile_kernels)
         norms, attention, why = Norms("as asked"), None, "as asked"
         if compile_kernels:
             norms = compile_norms(model)

@@ -94,3 +94,21 @@ def test_without_a_stderr_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> Non
         notice.over("org/model", 1)
 
     run(boot)
+
+
+def test_who_silences_the_logger_silences_the_terminal_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+
+    async def boot() -> None:
+        notice = BootNotice()
+        notice.starting("org/model", 1, since=0, patience=1800)
+        await asyncio.sleep(3)
+        notice.over("org/model", 1)
+        assert len(asyncio.all_tasks()) == 1
+
+    with caplog.at_level(logging.ERROR, "lmtp_replicate.client.boot_notice"):
+        run(boot)
+    assert terminal.getvalue() == ""

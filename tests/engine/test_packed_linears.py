@@ -79,10 +79,10 @@ def test_no_weight_is_held_twice() -> None:
 def test_a_tied_head_is_packed_beside_the_embeddings_or_left_alone(name: str) -> None:
     network = tiny_network(name, tie_word_embeddings=True)
     before, count = logits(network), len(plain_layers(network))
-    linears = pack_linears(network, "untied")
+    linears = pack_linears(network, "untied", compile_kernels=False)
     assert plain_layers(network) == ["lm_head"]
     assert linears.reason == f"{count - 1} layers, 0 of them beside a plain weight used elsewhere"
-    linears = pack_linears(network, "all")
+    linears = pack_linears(network, "all", compile_kernels=False)
     assert plain_layers(network) == []
     assert linears.reason == "1 layers, 1 of them beside a plain weight used elsewhere"
     assert (logits(network) - before).abs().max() < 1e-4
@@ -162,4 +162,4 @@ def test_the_engine_says_how_its_linear_layers_are_run(asked: str, state: str) -
         details = engine.info().details
         assert details["linears"] == state
         reason = "15 layers, 0 of them beside a plain weight used elsewhere"
-        assert details["linears_reason"] == (reason if state != "plain" else "as asked")
+        assert details["linears_reason"].startswith(reason if state != "plain" else "as asked")

@@ -1,0 +1,69 @@
+"""Packed linear layers of few rows by our own C code (linear.c), in float32.
+
+It reads the weight where oneDNN has laid it out, so there is no second copy. Whether it lies as the
+code expects is not documented: the caller has to try each layer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lmtp_replicate.engine.compiler import CompilationError, compile_library
+
+_SOURCE = Path(__file__).with_name("linear.c")
+_BLOCK: Final = 64
+MOST_ROWS: Final = 3
+"""As BLOCK and MAX_ROWS in the source."""
+
+
+class CompiledLinear:
+    """`x` `[..., in_features]`, of at most MOST_ROWS rows, times a packed weight."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, function: Any) -> None:
+        self._outputs, self._inputs = weight.shape
+        self._tensors = weight, bias  # kept: their memory is what the pointers lead to
+        self._weight: int = torch.ops.mkldnn.data_ptr(weight)
+        self._bias = None if bias is None else bias.data_ptr()
+        self._function = function
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it can compute `x`."""
+        rows = x.numel() // self._inputs
+        return rows <= MOST_ROWS and x.dtype == torch.float32 and x.is_contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        output = x.new_empty(*x.shape[:-1], self._outputs)
+        rows = x.numel() // self._inputs
+        pointers = output.data_ptr(), x.data_ptr(), self._weight, self._bias
+        self._function(*pointers, rows, self._inputs, self._outputs)
+        return output
+
+
+def compiled_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | None:
+    """The code for a packed `weight`, if it is compiled and the weight's memory has the size that
+    it expects."""
+    function = _compiled()
+    if function is None or weight.dtype != torch.float32:
+        return None
+    outputs, inputs = weight.shape
+    blocks = -(-outputs // _BLOCK)
+    if torch.ops.mkldnn._nbytes(weight) != blocks * _BLOCK * inputs * weight.itemsize:
+        return None
+    return CompiledLinear(weight, bias, function)
+
+
+@cache
+def _compiled() -> Any:
+    try:
+        function = compile_library(_SOURCE).lmtp_linear
+    except CompilationError:
+        return None
+    function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
+    function.restype = None
+    return function

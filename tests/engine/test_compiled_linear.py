@@ -1,0 +1,86 @@
+"""Few rows of packed linear layers in C: oneDNN's numbers, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lmtp_replicate.engine import compiled_linear
+from lmtp_replicate.engine.compiled_linear import MOST_ROWS, CompiledLinear
+from lmtp_replicate.engine.packed_linears import PackedLinear, pack_linears
+from tests.engine.running import running
+from tests.engine.tiny_models import tiny_loaded
+
+pytestmark = pytest.mark.usefixtures("has_compiler")
+
+
+@pytest.fixture
+def _compiled_anew() -> Iterator[None]:
+    compiled_linear._compiled.cache_clear()
+    yield
+    compiled_linear._compiled.cache_clear()
+
+
+def packed(inputs: int, outputs: int, *, bias: bool = False, **options: Any) -> PackedLinear:
+    torch.manual_seed(inputs + outputs)
+    holder = nn.Sequential(nn.Linear(inputs, outputs, bias=bias))
+    with torch.inference_mode():
+        pack_linears(holder, "all", **options)
+    layer = holder[0]
+    assert isinstance(layer, PackedLinear)
+    return layer
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(64, 64), (768, 256), (48, 40), (208, 1000), (16, 129)]
+)
+def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
+    layer = packed(inputs, outputs, bias=bias)
+    compiled, layer.compiled = layer.compiled, None
+    assert compiled is not None
+    for rows in range(1, MOST_ROWS + 1):
+        x = torch.randn(1, rows, inputs)
+        assert compiled.takes(x)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_other_inputs_are_left_to_onednn() -> None:
+    layer = packed(64, 64)
+    compiled = layer.compiled
+    assert compiled is not None
+    assert not compiled.takes(torch.randn(1, MOST_ROWS + 1, 64))
+    assert not compiled.takes(torch.randn(1, 64, 2).transpose(1, 2))
+    assert not compiled.takes(torch.randn(1, 1, 64).to(torch.bfloat16))
+    assert layer(torch.randn(2, 5, 64)).shape == (2, 5, 64)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(200, 1000), (65, 129), (1, 1)])
+def test_a_weight_of_another_size_is_left_to_onednn(inputs: int, outputs: int) -> None:
+    """oneDNN fills inputs up to a multiple of 16."""
+    assert packed(inputs, outputs).compiled is None
+
+
+def test_a_weight_that_lies_otherwise_is_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = CompiledLinear.__call__
+    monkeypatch.setattr(CompiledLinear, "__call__", lambda self, x: call(self, x).flip(-1))
+    assert packed(64, 64).compiled is None
+
+
+@pytest.mark.usefixtures("_compiled_anew")
+def test_without_a_compiler_it_is_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert packed(64, 64).compiled is None
+
+
+def test_it_can_be_switched_off_and_is_told() -> None:
+    assert packed(64, 64, compile_kernels=False).compiled is None
+    for wanted in (True, False):
+        with running(tiny_loaded("llama"), compile_kernels=wanted) as engine:
+            reason = engine.info().details["linears_reason"]
+            assert reason.endswith("; few rows of 15 by our own code") is wanted
