@@ -1,4 +1,4 @@
-"""Attention by our own C code (attention.c), for models in float32 on a CPU.
+"""Attention by our own C code (kernels/attention.c), for models in float32 on a CPU.
 
 torch's kernel multiplies the few query rows of a decoding stream with a library made for large
 matrices, and computes the whole of a masked one. Ours takes 0.5 to 0.6 of its time for decode steps
@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from itertools import chain
-from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.attention import PackedStep, Scores
-from lmtp_replicate.engine.compiler import CompilationError, compile_library
+from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
 
-_SOURCE = Path(__file__).with_name("attention.c")
 _VECTOR: Final = 8
 _MAX_DIM: Final = 256
 _MAX_SHARED: Final = 96
@@ -42,7 +39,7 @@ class _Arguments(ctypes.Structure):
         *_strided("query"),
         *_strided("new_keys"),
         *_strided("new_values"),
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "works")),
+        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values", "works")),
         *((name, ctypes.c_int64) for name in ("works_count", "heads", "kv_heads", "dim", "window")),
         ("scaling", ctypes.c_float),
     )
@@ -74,17 +71,21 @@ class CompiledAttention:
         stored: Sequence[Tensor],
         works: Tensor,
         scores: Scores,
+        rotary: Sequence[Tensor] = (),
     ) -> Tensor:
         """Put the new keys and values in their places, and attend. `new`: queries, keys and values
         of the step's tokens, all `[1, head, T, dim]`. `stored`: a layer's keys and values, both
         `[place, kv_head, dim]`. `works`: int64 `[work, 4]`: first packed token, number of tokens,
-        place of the stream's first key, position of the first token. Returns `[1, T, query_head,
+        place of the stream's first key, position of the first token. `rotary`: cosines and sines
+        `[1, T, dim]` by which queries and keys are yet to be rotated. Returns `[1, T, query_head,
         dim]`."""
         new = [tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in new]
         _, heads, tokens, dim = new[0].shape
         output = new[0].new_empty(1, tokens, heads, dim)
         strided = [(t.data_ptr(), t.stride(2), t.stride(1)) for t in new]
-        pointers = [tensor.data_ptr() for tensor in (*stored, works)]
+        rotary = [tensor.contiguous() for tensor in rotary]
+        rotated: list[int | None] = [tensor.data_ptr() for tensor in rotary] or [None, None]
+        pointers = [*rotated, *(tensor.data_ptr() for tensor in (*stored, works))]
         sizes = works.shape[0], heads, stored[0].shape[1], dim, scores.window or 0
         self._attend(
             _Arguments(output.data_ptr(), *chain(*strided), *pointers, *sizes, scores.scaling)
@@ -112,11 +113,35 @@ class CompiledStep:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
     ) -> Tensor:
-        if not self._attention.takes(query, value, scores):
+        if not self.takes(query, value, scores):
             return self._plain.attend(layer, query, key, value, scores)
+        return self._attend(layer, (query, key, value), scores, ())
+
+    def attend_rotated(
+        self,
+        layer: int,
+        new: tuple[Tensor, Tensor, Tensor],
+        scores: Scores,
+        rotary: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """The same for what `takes` has taken, with `new` queries, keys and values, of which the
+        first two are yet to be rotated by `rotary`: cosines and sines, `[1, T, dim]`."""
+        return self._attend(layer, new, scores, rotary)
+
+    def takes(self, query: Tensor, value: Tensor, scores: Scores) -> bool:
+        """Whether the compiled code knows this attention."""
+        return self._attention.takes(query, value, scores)
+
+    def _attend(
+        self,
+        layer: int,
+        new: tuple[Tensor, Tensor, Tensor],
+        scores: Scores,
+        rotary: Sequence[Tensor],
+    ) -> Tensor:
         self.is_used = True
-        stored = self._store.layer(layer, key, value)
-        return self._attention.attend((query, key, value), stored, self._works, scores)
+        stored = self._store.layer(layer, *new[1:])
+        return self._attention.attend(new, stored, self._works, scores, rotary)
 
 
 def compiled_attention_for(
@@ -125,12 +150,5 @@ def compiled_attention_for(
     """The compiled code for a model on `device` in `dtype`, or None; and why."""
     if device.type != "cpu" or dtype != torch.float32:
         return None, "only for float32 on a CPU"
-    return _compiled()
-
-
-@cache
-def _compiled() -> tuple[CompiledAttention | None, str]:
-    try:
-        return CompiledAttention(compile_library(_SOURCE)), "compiled for this CPU"
-    except CompilationError as error:
-        return None, str(error)
+    library, why = kernels()
+    return (None if library is None else CompiledAttention(library)), why

@@ -1,4 +1,4 @@
-"""Packed linear layers of few rows by our own C code (linear.c), in float32.
+"""Packed linear layers of few rows by our own C code (kernels/linear.c), in float32.
 
 It reads the weight where oneDNN has laid it out, so there is no second copy. Whether it lies as the
 code expects is not documented: the caller has to try each layer.
@@ -7,16 +7,13 @@ code expects is not documented: the caller has to try each layer.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from lmtp_replicate.engine.compiler import CompilationError, compile_library
+from lmtp_replicate.engine.kernels import kernels
 
-_SOURCE = Path(__file__).with_name("linear.c")
 _BLOCK: Final = 64
 MOST_ROWS: Final = 3
 """As BLOCK and MAX_ROWS in the source."""
@@ -31,6 +28,8 @@ class CompiledLinear:
         self._weight: int = torch.ops.mkldnn.data_ptr(weight)
         self._bias = None if bias is None else bias.data_ptr()
         self._function = function
+        self._function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
+        self._function.restype = None
 
     def takes(self, x: Tensor) -> bool:
         """Whether it can compute `x`."""
@@ -48,22 +47,11 @@ class CompiledLinear:
 def compiled_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | None:
     """The code for a packed `weight`, if it is compiled and the weight's memory has the size that
     it expects."""
-    function = _compiled()
-    if function is None or weight.dtype != torch.float32:
+    library, _ = kernels()
+    if library is None or weight.dtype != torch.float32:
         return None
     outputs, inputs = weight.shape
     blocks = -(-outputs // _BLOCK)
     if torch.ops.mkldnn._nbytes(weight) != blocks * _BLOCK * inputs * weight.itemsize:
         return None
-    return CompiledLinear(weight, bias, function)
-
-
-@cache
-def _compiled() -> Any:
-    try:
-        function = compile_library(_SOURCE).lmtp_linear
-    except CompilationError:
-        return None
-    function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
-    function.restype = None
-    return function
+    return CompiledLinear(weight, bias, library.lmtp_linear)

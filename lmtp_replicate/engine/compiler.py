@@ -26,24 +26,24 @@ _SECONDS = 120
 
 
 class CompilationError(Exception):
-    """`source` did not become a library; says why."""
+    """The sources did not become a library; says why."""
 
 
-def compile_library(source: Path) -> ctypes.CDLL:
-    """The library that `source` makes. Raises CompilationError."""
+def compile_library(sources: Path) -> ctypes.CDLL:
+    """The library that all ``.c`` files in the folder `sources` make. Raises CompilationError."""
     compiler = find_compiler()
-    name = f"{source.stem}-{_fingerprint(source, compiler)}.so"
+    name = f"{sources.name}-{_fingerprint(sources, compiler)}.so"
     try:
         folder = _cache_folder()
         if folder is not None and (folder / name).exists():
             return ctypes.CDLL(str(folder / name))
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            library = _compile(compiler, source, Path(scratch))
+            library = _compile(compiler, sources, Path(scratch))
             if folder is not None:
                 library = library.replace(folder / name)  # at once: others may be looking
             return ctypes.CDLL(str(library))
     except OSError as error:
-        raise CompilationError(f"the compiled {source.name} cannot be loaded: {error}") from error
+        raise CompilationError(f"the compiled {sources.name} cannot be loaded: {error}") from error
 
 
 def find_compiler() -> list[str]:
@@ -59,12 +59,15 @@ def find_compiler() -> list[str]:
     raise CompilationError("there is no C compiler (cc, gcc, clang or $CC)")
 
 
-def _compile(compiler: list[str], source: Path, scratch: Path) -> Path:
-    compiled, library = scratch / "compiled.o", scratch / "library.so"
-    _run([*compiler, *_FLAGS, "-c", str(source), "-o", str(compiled)])
+def _compile(compiler: list[str], sources: Path, scratch: Path) -> Path:
+    library = scratch / "library.so"
+    compiled = []
+    for source in sorted(sources.glob("*.c")):
+        compiled.append(str(scratch / f"{source.stem}.o"))
+        _run([*compiler, *_FLAGS, "-c", str(source), "-o", compiled[-1]])
     # Linked without -fopenmp: torch has loaded its own OpenMP already, for all to see. A second one
     # would bring threads of its own, which would fight with torch's for the cores.
-    _run([*compiler, "-shared", str(compiled), "-o", str(library)])
+    _run([*compiler, "-shared", *compiled, "-o", str(library)])
     return library
 
 
@@ -81,9 +84,10 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def _fingerprint(source: Path, compiler: list[str]) -> str:
-    parts = [source.read_bytes(), repr((compiler, _FLAGS)).encode(), _cpu().encode()]
-    parts.append(_run([*compiler, "--version"]).encode())
+def _fingerprint(sources: Path, compiler: list[str]) -> str:
+    parts = [path.read_bytes() for path in sorted(sources.glob("*.[ch]"))]
+    version = _run([*compiler, "--version"])
+    parts += [text.encode() for text in (repr((compiler, _FLAGS)), version, _cpu())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lmtp_replicate.engine.compiled_attention import CompiledAttention, compiled_attention_for
+from lmtp_replicate.engine.compiled_layers import Layers, compile_layers
 from lmtp_replicate.engine.compiled_norms import Norms, compile_norms
 from lmtp_replicate.engine.decode_attention import DecodeAttention, GatheredAttention
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
@@ -30,9 +31,9 @@ logger = logging.getLogger(__name__)
 class Verdict:
     """How the model is run. `is_cached` matters for the fallback only. `bytes_per_token`: keys
     and values of one token, measured on the packed path, else estimated from the config.
-    `linears`, `norms`: how these layers are run, and why. `attention`: our own code for it, if that
-    agrees, and `attention_reason` why or why not. `decode`: with which attention decode steps may
-    be recorded, if they may, and `decode_reason` why."""
+    `linears`, `norms`, `layers`: how these are run, and why. `attention`: our own code for it, if
+    that agrees, and `attention_reason` why or why not. `decode`: with which attention decode steps
+    may be recorded, if they may, and `decode_reason` why."""
 
     path: str
     reason: str
@@ -40,6 +41,7 @@ class Verdict:
     bytes_per_token: int
     linears: tuple[str, str] = ("plain", "")
     norms: tuple[str, str] = ("torch", "")
+    layers: tuple[str, str] = ("torch", "")
     attention: CompiledAttention | None = None
     attention_reason: str = ""
     decode: DecodeAttention | None = None
@@ -61,16 +63,18 @@ def prove(
     with torch.inference_mode():
         trial = Trial(model, vocab_size, context_length)
         linears = pack_linears(model, pack, compile_kernels=compile_kernels)
-        norms, attention, why = Norms("as asked"), None, "as asked"
+        norms, layers = Norms("as asked"), Layers("as asked")
+        attention, why = None, "as asked"
         if compile_kernels:
             norms = compile_norms(model)
             attention, why = compiled_attention_for(model.device, model.dtype)
-        verdict = _decide(trial, attention, why)
+            layers = compile_layers(model)
+        verdict = _decide(trial, attention, why, layers)
         if not verdict.is_cached and (linears.state != "plain" or norms.compiled):
             # Neither path agrees: perhaps the model reads its layers' weights itself.
             linears.unpack(f"with packed ones, {verdict.reason}")
             norms.restore(f"with compiled ones, {verdict.reason}")
-            verdict = _decide(trial, attention, why)
+            verdict = _decide(trial, attention, why, layers)
         if capture is not None:
             decode, why = _decide_recording(trial, verdict, capture)
             verdict = replace(verdict, decode=decode, decode_reason=why)
@@ -79,12 +83,16 @@ def prove(
         verdict,
         linears=(linears.state, linears.reason),
         norms=("compiled" if norms.compiled else "torch", norms.reason),
+        layers=("compiled" if layers.compiled else "torch", layers.reason),
     )
 
 
-def _decide(trial: Trial, attention: CompiledAttention | None, why: str) -> Verdict:
-    """`attention`: our own, or None because of `why`."""
+def _decide(trial: Trial, attention: CompiledAttention | None, why: str, layers: Layers) -> Verdict:
+    """`attention`: our own, or None because of `why`. `layers` are given back if they differ."""
     packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool, attention))
+    if layers.compiled and difference is not None:
+        layers.restore(f"with our own, {difference}")
+        packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool, attention))
     if attention is not None and difference is not None:
         attention, why = None, difference
         packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool))

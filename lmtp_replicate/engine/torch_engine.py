@@ -179,6 +179,8 @@ def _card(
             "attention_reason": verdict.attention_reason,
             "norms": verdict.norms[0],
             "norms_reason": verdict.norms[1],
+            "layers": verdict.layers[0],
+            "layers_reason": verdict.layers[1],
             "decode": "run" if verdict.decode is None else "recorded",
             "decode_reason": verdict.decode_reason,
         },

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmtp_replicate.engine import compiled_attention
 from lmtp_replicate.engine.attention import PackedStep, Scores
 from lmtp_replicate.engine.compiled_attention import (
     CompiledAttention,
     CompiledStep,
     compiled_attention_for,
 )
+from lmtp_replicate.engine.kernels import FOLDER, kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Group, Layout
 from lmtp_replicate.engine.pages import PagePool
@@ -41,9 +41,9 @@ def compiled(has_compiler: None) -> CompiledAttention:
 
 @pytest.fixture
 def _compiled_anew() -> Iterator[None]:
-    compiled_attention._compiled.cache_clear()
+    kernels.cache_clear()
     yield
-    compiled_attention._compiled.cache_clear()
+    kernels.cache_clear()
 
 
 class Case:
@@ -212,7 +212,7 @@ from lmtp_replicate.engine.compiler import compile_library
 def loaded():
     return {l.split()[-1] for l in open("/proc/self/maps") if "libgomp" in l or "libomp" in l}
 before = loaded()
-compile_library(Path("lmtp_replicate/engine/attention.c")).lmtp_attend
+compile_library(Path("lmtp_replicate/engine/kernels")).lmtp_attend
 assert len(before) == 1 and loaded() == before, (before, loaded())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -226,4 +226,5 @@ def test_the_source_is_part_of_the_package(tmp_path: Path) -> None:
     listed = subprocess.run(
         [sys.executable, "-m", "zipfile", "-l", str(wheel)], capture_output=True, text=True
     ).stdout
-    assert "lmtp_replicate/engine/attention.c" in listed
+    for source in FOLDER.glob("*.[ch]"):
+        assert f"lmtp_replicate/engine/kernels/{source.name}" in listed

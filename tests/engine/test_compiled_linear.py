@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lmtp_replicate.engine import compiled_linear
 from lmtp_replicate.engine.compiled_linear import MOST_ROWS, CompiledLinear
+from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.packed_linears import PackedLinear, pack_linears
 from tests.engine.running import running
 from tests.engine.tiny_models import tiny_loaded
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("has_compiler")
 
 @pytest.fixture
 def _compiled_anew() -> Iterator[None]:
-    compiled_linear._compiled.cache_clear()
+    kernels.cache_clear()
     yield
-    compiled_linear._compiled.cache_clear()
+    kernels.cache_clear()
 
 
 def packed(inputs: int, outputs: int, *, bias: bool = False, **options: Any) -> PackedLinear:
@@ -36,9 +36,7 @@ def packed(inputs: int, outputs: int, *, bias: bool = False, **options: Any) -> 
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    ("inputs", "outputs"), [(64, 64), (768, 256), (48, 40), (208, 1000), (16, 129)]
-)
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (768, 256), (48, 40), (208, 1000)])
 def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
     layer = packed(inputs, outputs, bias=bias)
     compiled, layer.compiled = layer.compiled, None

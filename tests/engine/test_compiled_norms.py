@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lmtp_replicate.engine import compiled_norms
 from lmtp_replicate.engine.compiled_norms import CompiledNorm, compile_norms
+from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.proof import prove
 from tests.engine.running import running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("has_compiler")
 
 @pytest.fixture
 def _compiled_anew() -> Iterator[None]:
-    compiled_norms._compiled.cache_clear()
+    kernels.cache_clear()
     yield
-    compiled_norms._compiled.cache_clear()
+    kernels.cache_clear()
 
 
 def compiled(network: nn.Module) -> list[nn.Module]:

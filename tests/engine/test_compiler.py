@@ -14,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("has_compiler")
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    path = tmp_path / "answer.c"
+    path = tmp_path / "answers" / "answer.c"
+    path.parent.mkdir()
     path.write_text("int answer(void) { return 42; }\n")
     return path
 
@@ -29,19 +30,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_compiled_once_and_kept(
     source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert compile_library(source).answer() == 42
+    assert compile_library(source.parent).answer() == 42
     (kept,) = cache.iterdir()
     made = kept.stat().st_mtime_ns
-    assert compile_library(source).answer() == 42
+    assert compile_library(source.parent).answer() == 42
     assert (kept.stat().st_mtime_ns, len(list(cache.iterdir()))) == (made, 1)
     source.write_text("int answer(void) { return 43; }\n")
-    assert compile_library(source).answer() == 43
+    assert compile_library(source.parent).answer() == 43
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(source: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
     cache.chmod(0o777)
-    assert compile_library(source).answer() == 42
+    assert compile_library(source.parent).answer() == 42
     assert list(cache.iterdir()) == []
 
 
@@ -49,7 +50,7 @@ def test_without_a_cache_folder_it_is_compiled_each_time(
     source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.write_text("a file")
-    assert compile_library(source).answer() == 42
+    assert compile_library(source.parent).answer() == 42
 
 
 @pytest.mark.parametrize(
@@ -58,16 +59,16 @@ def test_without_a_cache_folder_it_is_compiled_each_time(
 def test_what_does_not_compile_is_an_error(source: Path, text: str, says: str | None) -> None:
     source.write_text(text)
     if says is None:
-        assert not hasattr(compile_library(source), "answer")
+        assert not hasattr(compile_library(source.parent), "answer")
         return
     with pytest.raises(CompilationError, match=says):
-        compile_library(source)
+        compile_library(source.parent)
 
 
 def test_a_missing_symbol_is_an_error(source: Path) -> None:
     source.write_text("int missing(void); int answer(void) { return missing(); }")
     with pytest.raises(CompilationError, match="cannot be loaded"):
-        compile_library(source)
+        compile_library(source.parent)
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
@@ -76,7 +77,7 @@ def test_a_compiler_that_does_not_work_is_an_error(
 ) -> None:
     monkeypatch.setenv("CC", compiler)
     with pytest.raises(CompilationError, match=compiler):
-        compile_library(source)
+        compile_library(source.parent)
 
 
 def test_a_compiler_that_hangs_is_given_up(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,4 +86,4 @@ def test_a_compiler_that_hangs_is_given_up(source: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subprocess, "run", hang)
     with pytest.raises(CompilationError, match="could not be run"):
-        compile_library(source)
+        compile_library(source.parent)

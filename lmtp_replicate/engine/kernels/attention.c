@@ -8,18 +8,14 @@
    lie. */
 
 #include <omp.h>
-#include <stdint.h>
+
+#include "vector.h"
 
 enum {
-    WIDTH = 8,     /* numbers in a vector */
     KEYS = 64,     /* in a block */
     ROWS = 96,     /* in a block: query tokens times query heads */
     MAX_DIM = 256, /* of a head */
 };
-
-typedef float vec __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t ints __attribute__((vector_size(4 * WIDTH)));
-typedef float unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 typedef struct {
     int64_t start;    /* packed index of the first query token */
@@ -39,6 +35,7 @@ typedef struct {
     const float *query;        /* [token, head, dim], with the strides below */
     int64_t token_stride, head_stride;
     New new_keys, new_values;
+    const float *cosines, *sines; /* [token, dim], by which queries and keys are to be rotated; or null */
     float *keys, *values;      /* [place, kv_head, dim] */
     const Work *works;
     int64_t works_count, heads, kv_heads, dim;
@@ -57,62 +54,8 @@ typedef struct {
     float highest[ROWS], sum[ROWS];
 } Block;
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
 #define HIDDEN (-3e38f) /* a score whose weight is zero, also against the lowest maximum */
 #define LOWEST (-1e30f)
-
-INLINE vec load(const float *from) { return *(const unaligned *)from; }
-INLINE void store(float *to, vec a) { *(unaligned *)to = a; }
-INLINE vec all(float x) { return x - (vec){0}; }
-INLINE vec select(ints which, vec yes, vec no) {
-    return (vec)(((ints)yes & which) | ((ints)no & ~which));
-}
-INLINE vec larger(vec a, vec b) { return select(a < b, b, a); }
-
-INLINE vec added(vec a, vec b) { return a + b; }
-#define REDUCE(combine, a)                                                      \
-    a = combine(a, __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3));      \
-    a = combine(a, __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5));      \
-    a = combine(a, __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6));      \
-    return a[0];
-INLINE float sum_of(vec a) { REDUCE(added, a) }
-INLINE float largest_of(vec a) { REDUCE(larger, a) }
-
-/* The sums of eight vectors, by adding their halves, quarters and eighths side by side. */
-INLINE vec pairs(vec a, vec b) {
-    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
-           __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-}
-INLINE vec quads(vec a, vec b) {
-    return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
-           __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-}
-INLINE vec sums_of(const vec *a) {
-    vec low = quads(pairs(a[0], a[1]), pairs(a[2], a[3]));
-    vec high = quads(pairs(a[4], a[5]), pairs(a[6], a[7]));
-    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 8, 9, 10, 11) +
-           __builtin_shufflevector(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
-}
-
-/* e to the power of x <= 0, to about two units in the last place; 0 below -87. With the constants
-   of Cephes' expf (https://www.netlib.org/cephes). */
-INLINE vec exponential(vec x) {
-    const vec least = all(-87.0f), shift = all(12582912.0f); /* 1.5 * 2^23: rounds to integers */
-    const ints is_zero = x < least;
-    x = select(is_zero, least, x);
-    vec n = x * 1.44269504f + shift;
-    const ints power = ((ints)n << 23) + (127 << 23);
-    n -= shift;
-    const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return select(is_zero, all(0.0f), p * (vec)power);
-}
 
 /* scores[row][key] = query[row] . keys[key]; up to seven more keys are given the last one's. */
 static void multiply_keys(int rows, int keys, int64_t dim, const float *query, const float *key,
@@ -178,13 +121,29 @@ INLINE int64_t head_of(const Block *b, int row) {
     return (b->kv_head + row / (b->shared * b->tokens)) * b->shared + row % b->shared;
 }
 
+/* `from`, the query or key of a head, as the step's rotary embedding turns it at `token`
+   (https://arxiv.org/abs/2104.09864, with halves for pairs, as transformers does). */
+static void rotate(const Step *s, int64_t token, const float *from, float *to) {
+    const int64_t half = s->dim / 2;
+    const float *c = s->cosines + token * s->dim, *n = s->sines + token * s->dim;
+    for (int64_t d = 0; d < half; d++) {
+        to[d] = from[d] * c[d] - from[d + half] * n[d];
+        to[d + half] = from[d + half] * c[d + half] + from[d] * n[d + half];
+    }
+}
+
 static void begin(Block *b) {
     const Step *s = b->step;
     for (int r = 0; r < b->rows; r++) {
-        const float *query = s->query + (b->work->start + token_of(b, r)) * s->token_stride +
-                             head_of(b, r) * s->head_stride;
+        const int64_t token = b->work->start + token_of(b, r);
+        const float *from = s->query + token * s->token_stride + head_of(b, r) * s->head_stride;
+        float *query = b->query + r * s->dim;
+        if (s->cosines) {
+            rotate(s, token, from, query);
+            from = query;
+        }
         for (int64_t d = 0; d < s->dim; d++) {
-            b->query[r * s->dim + d] = query[d] * s->scaling;
+            query[d] = from[d] * s->scaling;
             b->output[r * s->dim + d] = 0;
         }
         b->highest[r] = LOWEST;
@@ -267,26 +226,26 @@ static Cut cut(const Step *s, const Work *w) {
     return c;
 }
 
-static void keep(const Step *s, const New *new, int64_t token, float *to) {
-    for (int64_t h = 0; h < s->kv_heads; h++, to += s->dim)
-        for (int64_t d = 0; d < s->dim; d++)
-            to[d] = new->first[token * new->token_stride + h * new->head_stride + d];
-}
-
 /* Put the new keys and values of a work in their places. */
-static void keep_work(const Step *s, const Work *w) {
-    for (int64_t i = 0; i < w->count; i++) {
-        const int64_t to = (w->first + w->position + i) * s->kv_heads * s->dim;
-        keep(s, &s->new_keys, w->start + i, s->keys + to);
-        keep(s, &s->new_values, w->start + i, s->values + to);
-    }
+static void keep(const Step *s, const Work *w) {
+    const New *k = &s->new_keys, *v = &s->new_values;
+    for (int64_t i = 0; i < w->count; i++)
+        for (int64_t h = 0; h < s->kv_heads; h++) {
+            const int64_t token = w->start + i;
+            const int64_t to = ((w->first + w->position + i) * s->kv_heads + h) * s->dim;
+            const float *key = k->first + token * k->token_stride + h * k->head_stride;
+            const float *value = v->first + token * v->token_stride + h * v->head_stride;
+            if (s->cosines) rotate(s, token, key, s->keys + to);
+            else for (int64_t d = 0; d < s->dim; d++) s->keys[to + d] = key[d];
+            for (int64_t d = 0; d < s->dim; d++) s->values[to + d] = value[d];
+        }
 }
 
 /* Keep the new keys and values, and attend. Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at most ROWS query heads to a key head. */
 void lmtp_attend(const Step *s) {
     int64_t total = 0;
     for (int64_t i = 0; i < s->works_count; i++) {
-        keep_work(s, s->works + i);
+        keep(s, s->works + i);
         total += cut(s, s->works + i).blocks;
     }
     /* Backwards: a chunk's last tokens see the most keys, and chunks lie behind single tokens. */

@@ -4,20 +4,13 @@
    So few rows take as long as the weight takes to come from memory; oneDNN's kernels take 1.2 to 1.4
    times as long. With more rows they are the faster ones. */
 
-#include <stdint.h>
+#include "vector.h"
 
 enum {
     BLOCK = 64, /* outputs */
     DEPTH = 64, /* inputs whose weights, 16 KiB of a block, stay in the first cache for all rows */
-    WIDTH = 8,
     MAX_ROWS = 3,
 };
-
-typedef float vec __attribute__((vector_size(4 * WIDTH)));
-typedef float unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
 
 /* sums[row][:] += x[row] . weight, for `rows` and `wide` vectors of outputs: constants where it is
    called, so that the sums stay in registers. */
@@ -26,17 +19,17 @@ INLINE void add_tile(int rows, int wide, int64_t inputs, const float *x, int64_t
     vec sums[MAX_ROWS][8];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < wide; v++)
-            sums[r][v] = *(const unaligned *)(to + r * BLOCK + v * WIDTH);
+            sums[r][v] = load(to + r * BLOCK + v * WIDTH);
     for (int64_t k = 0; k < inputs; k++) {
         vec w[8];
         UNROLL for (int v = 0; v < wide; v++)
-            w[v] = *(const unaligned *)(weight + k * BLOCK + v * WIDTH);
+            w[v] = load(weight + k * BLOCK + v * WIDTH);
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < wide; v++) sums[r][v] += x[r * stride + k] * w[v];
     }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < wide; v++)
-            *(unaligned *)(to + r * BLOCK + v * WIDTH) = sums[r][v];
+            store(to + r * BLOCK + v * WIDTH, sums[r][v]);
 }
 
 static void add(int rows, int64_t inputs, const float *x, int64_t stride, const float *weight,

@@ -1,0 +1,171 @@
+"""Decoder layers of Llama's kind with our own kernels between their linear layers.
+
+transformers runs some forty small operators in such a layer, each of which waits for its turn in
+torch's dispatcher with cold caches. Here are the same sums in three calls: the norm, attention with
+its rotary embedding, and the gate.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from lmtp_replicate.engine.attention import Scores, Step
+from lmtp_replicate.engine.compiled_attention import CompiledStep
+from lmtp_replicate.engine.compiled_norms import CompiledNorm
+from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.packed_linears import PackedLinear
+
+logger = logging.getLogger(__name__)
+
+_PARTS = {
+    "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+}
+"""All parts of a layer that is run here. That the layer puts them together as Llama does is for the
+proof to find out."""
+
+
+@dataclass(slots=True)
+class Layers:
+    """The layers of a model that are run here, and why no others."""
+
+    reason: str
+    compiled: list[nn.Module] = field(default_factory=list)
+
+    def restore(self, reason: str) -> None:
+        """Have transformers run them again, because of `reason`."""
+        for layer in self.compiled:
+            del layer.forward
+        self.compiled.clear()
+        self.reason = reason
+        logger.warning("The decoder layers are run as transformers runs them: %s.", reason)
+
+
+def compile_layers(model: nn.Module) -> Layers:
+    """Take over the layers of `model` that have Llama's parts, all of them compiled or packed."""
+    layers = Layers("none that are put together as Llama's")
+    library, why = kernels()
+    if library is None:
+        return Layers(why)
+    for layer in model.modules():
+        if _is_candidate(layer):
+            layers.reason = "they agree with transformers' own"
+            layer.forward = CompiledLayer(layer, library.lmtp_gate)
+            layers.compiled.append(layer)
+    return layers
+
+
+class CompiledLayer:
+    """Takes the place of `layer.forward`; leaves to that what it does not know, and its first call,
+    from which it learns what scores the layer's attention asks for."""
+
+    def __init__(self, layer: nn.Module, gate: Any) -> None:
+        self._plain = layer.forward
+        self._parts: Any = layer
+        self._norms: tuple[CompiledNorm, CompiledNorm] = (
+            layer.input_layernorm.forward,  # type: ignore[union-attr, assignment]
+            layer.post_attention_layernorm.forward,  # type: ignore[union-attr]
+        )
+        self._head_dim: int = layer.self_attn.head_dim  # type: ignore[union-attr, assignment]
+        self._gate = gate
+        self._gate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        self._gate.restype = None
+        self._learned: tuple[int, Scores] | None = None
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        position_embeddings: Any = None,
+        packed_step: Step | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if args or not isinstance(packed_step, CompiledStep) or not _is_known(hidden_states):
+            if packed_step is not None:
+                kwargs["packed_step"] = packed_step
+            plain: Tensor = self._plain(
+                hidden_states, *args, position_embeddings=position_embeddings, **kwargs
+            )
+            return plain
+        if self._learned is None:
+            return self._learn(hidden_states, position_embeddings, packed_step, kwargs)
+        return self._run(hidden_states, position_embeddings, packed_step, *self._learned)
+
+    def _learn(
+        self, hidden_states: Tensor, embeddings: Any, step: CompiledStep, rest: dict[str, Any]
+    ) -> Tensor:
+        pupil = _Pupil(step)
+        output: Tensor = self._plain(
+            hidden_states, position_embeddings=embeddings, packed_step=pupil, **rest
+        )
+        if pupil.is_computed and embeddings[0].shape[-1] == self._head_dim:
+            self._learned = pupil.learned
+        return output
+
+    def _run(
+        self, x: Tensor, embeddings: Any, step: CompiledStep, index: int, scores: Scores
+    ) -> Tensor:
+        attention, mlp = self._parts.self_attn, self._parts.mlp
+        normed = self._norms[0](x)
+        query, key, value = (
+            projection.forward(normed).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        seen = step.attend_rotated(index, (query, key, value), scores, embeddings)
+        x, normed = self._norms[1].add(x, attention.o_proj.forward(seen.flatten(-2)))
+        gate = mlp.gate_proj.forward(normed)
+        up = mlp.up_proj.forward(normed)
+        self._gate(gate.data_ptr(), up.data_ptr(), gate.numel())
+        down: Tensor = mlp.down_proj.forward(gate)
+        return down.add_(x)
+
+
+class _Pupil:
+    """Hands a layer's attention on to `step` and remembers what was asked."""
+
+    def __init__(self, step: CompiledStep) -> None:
+        self._step = step
+        self.learned: tuple[int, Scores] | None = None
+        self.is_computed = False
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+    ) -> Tensor:
+        self.learned = layer, scores
+        self.is_computed = self._step.takes(query, value, scores)
+        return self._step.attend(layer, query, key, value, scores)
+
+
+def _is_known(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.is_contiguous()
+
+
+def _is_candidate(layer: nn.Module) -> bool:
+    for name, parts in _PARTS.items():
+        part = getattr(layer, name, None) if name else layer
+        if not isinstance(part, nn.Module) or {n for n, _ in part.named_children()} != parts:
+            return False
+        if part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook"):
+            return False
+    if any("forward" in vars(part) for part in (layer, layer.self_attn, layer.mlp)):
+        return False  # somebody else has taken it over
+    attention: Any = layer.self_attn
+    mlp: Any = layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
+    return (
+        all(isinstance(linear, PackedLinear) for linear in linears)
+        and all(isinstance(norm.forward, CompiledNorm) for norm in norms)
+        and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+        and isinstance(getattr(attention, "head_dim", None), int)
+        and mlp.gate_proj.out_features % 8 == 0
+    )

@@ -1,0 +1,115 @@
+"""Decoder layers in a few calls: the same numbers, only where they are the same, and a way back."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from lmtp_replicate.engine.compiled_layers import CompiledLayer
+from lmtp_replicate.engine.proof import prove
+from lmtp_replicate.protocol.messages import Generate
+from tests.engine.oracle import Oracle
+from tests.engine.running import answers, running
+from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
+
+pytestmark = pytest.mark.usefixtures("has_compiler")
+
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+
+
+def compiled(network: nn.Module) -> list[nn.Module]:
+    return [m for m in network.modules() if isinstance(m.__dict__.get("forward"), CompiledLayer)]
+
+
+def mistral() -> Any:
+    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=9)).eval()
+
+
+def qwen2() -> Any:
+    network = Qwen2ForCausalLM(Qwen2Config(**SHAPE)).eval()
+    for layer in network.model.layers:
+        nn.init.normal_(layer.self_attn.q_proj.bias)  # its biases are zero at first
+    return network
+
+
+def granite() -> Any:
+    """Of the same parts, with other factors between them."""
+    return GraniteForCausalLM(GraniteConfig(**SHAPE, residual_multiplier=0.5)).eval()
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_network("llama"), mistral, qwen2])
+def test_layers_of_llamas_kind_are_taken_over(make: Any) -> None:
+    torch.manual_seed(0)
+    network = make()
+    verdict = prove(network, VOCABULARY, 256)
+    assert (verdict.path, verdict.layers[0]) == ("packed", "compiled")
+    assert verdict.layers[1] == "they agree with transformers' own"
+    assert compiled(network) == list(network.model.layers)
+
+
+def test_layers_that_compute_something_else_are_found_out() -> None:
+    torch.manual_seed(0)
+    network = granite()
+    verdict = prove(network, VOCABULARY, 256)
+    assert (verdict.path, verdict.layers[0]) == ("packed", "torch")
+    assert re.match(r"with our own, \d+% of the positions differ", verdict.layers[1])
+    assert compiled(network) == []
+    assert verdict.attention is not None  # only what differs is given up
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "gpt2"])
+def test_layers_with_other_parts_stay(name: str) -> None:
+    network = tiny_network(name)
+    verdict = prove(network, VOCABULARY, 256)
+    assert verdict.layers == ("torch", "none that are put together as Llama's")
+    assert compiled(network) == []
+
+
+def test_without_a_packed_step_a_layer_is_transformers_own() -> None:
+    network = tiny_network("llama")
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    with torch.inference_mode():
+        before = network(input_ids=ids, use_cache=False).logits
+        prove(network, VOCABULARY, 256)
+        assert compiled(network)
+        after = network(input_ids=ids, use_cache=False).logits
+    assert (after - before).abs().max() < 1e-4
+
+
+def test_hooks_are_respected() -> None:
+    network = tiny_network("llama")
+    network.model.layers[1].mlp.register_forward_hook(lambda module, args, output: output)
+    prove(network, VOCABULARY, 256)
+    assert compiled(network) == [network.model.layers[0]]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_engine_tells_and_answers_as_the_oracle(wanted: bool) -> None:
+    with running(tiny_loaded("llama"), compile_kernels=wanted) as engine:
+        details = engine.info().details
+        assert details["layers"] == ("compiled" if wanted else "torch")
+        judge = Oracle(tiny_network("llama"), tiny_loaded("llama"), 256)
+        ops = [Generate(n, tuple(range(1, 3 + 9 * n)), 30) for n in range(5)]
+        for answer in answers(engine, ops):
+            judge.check(answer.op, answer.items)
