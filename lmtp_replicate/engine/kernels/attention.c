@@ -241,7 +241,8 @@ static void keep(const Step *s, const Work *w) {
         }
 }
 
-/* Keep the new keys and values, and attend. Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at most ROWS query heads to a key head. */
+/* Keep the new keys and values, and attend. Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at
+   most ROWS query heads to a key head. */
 void lmtp_attend(const Step *s) {
     int64_t total = 0;
     for (int64_t i = 0; i < s->works_count; i++) {
