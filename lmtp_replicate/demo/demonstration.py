@@ -48,9 +48,10 @@ def demonstrate(workspace: Workspace, review: str) -> None:
 
 def _set_environment(workspace: Workspace) -> str:
     """Set what LMQL, our plug-in and the Cog runtime read from the environment; the API token."""
-    # LMQL keeps pickles below HOME; the Hub's own cache stays where it is.
-    hub_home = Path("~/.cache/huggingface").expanduser()
-    os.environ.setdefault("HF_HOME", str(hub_home))
+    # LMQL keeps pickles below HOME; the Hub's own cache and compiled kernels stay where they are.
+    cache = Path("~/.cache").expanduser()
+    os.environ.setdefault("HF_HOME", str(cache / "huggingface"))
+    os.environ.setdefault("XDG_CACHE_HOME", str(cache))
     os.environ["HOME"] = str(workspace.home)
     if workspace.is_offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
