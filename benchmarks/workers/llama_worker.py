@@ -32,7 +32,8 @@ class Llama:
 
     def __init__(self, folder: str, dtype: str) -> None:
         llama_cpp.llama_backend_init()
-        kind = "float32" if dtype == "float32" else "float16"
+        self._is_float32 = dtype == "float32"
+        kind = "float32" if self._is_float32 else "float16"
         parameters = llama_cpp.llama_model_default_params()
         path = str(converted(Path(folder), kind)).encode()
         self._model = llama_cpp.llama_model_load_from_file(path, parameters)
@@ -70,6 +71,8 @@ class Llama:
         parameters.n_batch = STEP_TOKENS
         parameters.n_ubatch = 512
         parameters.n_seq_max = streams
+        if self._is_float32:  # else it keeps keys and values in 16 bits all the same
+            parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
         parameters.n_threads = parameters.n_threads_batch = len(os.sched_getaffinity(0))
         return llama_cpp.llama_init_from_model(self._model, parameters)
 

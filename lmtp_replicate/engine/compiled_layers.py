@@ -8,6 +8,7 @@ its rotary embedding, and the gate.
 from __future__ import annotations
 
 import ctypes
+import inspect
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,19 +49,26 @@ class Layers:
         self.reason = reason
         logger.warning("The decoder layers are run as transformers runs them: %s.", reason)
 
+    def restore_unused(self) -> None:
+        """Have transformers run those again that have run and could not be taken over."""
+        for layer in [layer for layer in self.compiled if not vars(layer)["forward"].is_taken_over]:
+            del layer.forward
+            self.compiled.remove(layer)
+        if not self.compiled:
+            self.reason = "they have attention that ours does not compute"
+
 
 def compile_layers(model: nn.Module) -> Layers:
     """Take over the layers of `model` that have Llama's parts, all of them compiled or packed."""
-    layers = Layers("none that are put together as Llama's")
+    candidates = [module for module in model.modules() if _is_candidate(module)]
+    if not candidates:
+        return Layers("none of Llama's parts, with packed linear layers and compiled norms")
     library, why = kernels()
     if library is None:
         return Layers(why)
-    for layer in model.modules():
-        if _is_candidate(layer):
-            layers.reason = "they agree with transformers' own"
-            layer.forward = CompiledLayer(layer, library.lmtp_gate)
-            layers.compiled.append(layer)
-    return layers
+    for layer in candidates:
+        layer.forward = CompiledLayer(layer, library.lmtp_gate)
+    return Layers("they agree with transformers' own", candidates)
 
 
 class CompiledLayer:
@@ -80,6 +88,11 @@ class CompiledLayer:
         self._gate.restype = None
         self._learned: tuple[int, Scores] | None = None
 
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether it has learned what it has to."""
+        return self._learned is not None
+
     def __call__(
         self,
         hidden_states: Tensor,
@@ -88,7 +101,8 @@ class CompiledLayer:
         packed_step: Step | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        if args or not isinstance(packed_step, CompiledStep) or not _is_known(hidden_states):
+        is_known = _is_known(hidden_states, position_embeddings, self._head_dim)
+        if args or not isinstance(packed_step, CompiledStep) or not is_known:
             if packed_step is not None:
                 kwargs["packed_step"] = packed_step
             plain: Tensor = self._plain(
@@ -106,7 +120,7 @@ class CompiledLayer:
         output: Tensor = self._plain(
             hidden_states, position_embeddings=embeddings, packed_step=pupil, **rest
         )
-        if pupil.is_computed and embeddings[0].shape[-1] == self._head_dim:
+        if pupil.is_computed:
             self._learned = pupil.learned
         return output
 
@@ -144,8 +158,15 @@ class _Pupil:
         return self._step.attend(layer, query, key, value, scores)
 
 
-def _is_known(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.is_contiguous()
+def _is_known(x: Tensor, embeddings: tuple[Tensor, Tensor] | None, head_dim: int) -> bool:
+    """Whether these are one row of tokens, and cosines and sines for all of them."""
+    return (
+        embeddings is not None
+        and x.shape[0] == 1
+        and x.is_contiguous()
+        and all(part.shape == (1, x.shape[1], head_dim) for part in embeddings)
+        and all(part.dtype == torch.float32 for part in (x, *embeddings))
+    )
 
 
 def _is_candidate(layer: nn.Module) -> bool:
@@ -155,10 +176,14 @@ def _is_candidate(layer: nn.Module) -> bool:
             return False
         if part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook"):
             return False
-    if any("forward" in vars(part) for part in (layer, layer.self_attn, layer.mlp)):
-        return False  # somebody else has taken it over
     attention: Any = layer.self_attn
     mlp: Any = layer.mlp
+    if any("forward" in vars(part) for part in (layer, attention, mlp)):
+        return False  # somebody else has taken it over
+    # Ministral 3 scales its queries by their positions, beyond those of any trial.
+    asked = inspect.signature(type(attention).forward).parameters
+    if "position_ids" in asked or "cache_position" in asked:
+        return False
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]

@@ -33,8 +33,12 @@ class CompiledLinear:
 
     def takes(self, x: Tensor) -> bool:
         """Whether it can compute `x`."""
-        rows = x.numel() // self._inputs
-        return rows <= MOST_ROWS and x.dtype == torch.float32 and x.is_contiguous()
+        return (
+            x.numel() <= MOST_ROWS * self._inputs
+            and x.shape[-1] == self._inputs
+            and x.dtype == torch.float32
+            and x.is_contiguous()
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         output = x.new_empty(*x.shape[:-1], self._outputs)
@@ -47,8 +51,8 @@ class CompiledLinear:
 def compiled_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | None:
     """The code for a packed `weight`, if it is compiled and the weight's memory has the size that
     it expects."""
-    library, _ = kernels()
-    if library is None or weight.dtype != torch.float32:
+    library = kernels()[0] if weight.dtype == torch.float32 else None
+    if library is None:
         return None
     outputs, inputs = weight.shape
     blocks = -(-outputs // _BLOCK)

@@ -35,28 +35,40 @@ def compile_library(sources: Path) -> ctypes.CDLL:
     name = f"{sources.name}-{_fingerprint(sources, compiler)}.so"
     try:
         folder = _cache_folder()
-        if folder is not None and (folder / name).exists():
-            return ctypes.CDLL(str(folder / name))
+        if folder is not None and (kept := _loaded(folder / name)) is not None:
+            return kept
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            library = _compile(compiler, sources, Path(scratch))
+            file = _compile(compiler, sources, Path(scratch))
+            library = ctypes.CDLL(str(file))
             if folder is not None:
-                library = library.replace(folder / name)  # at once: others may be looking
-            return ctypes.CDLL(str(library))
+                file.replace(folder / name)  # at once: others may be looking
+            return library
     except OSError as error:
         raise CompilationError(f"the compiled {sources.name} cannot be loaded: {error}") from error
 
 
+def _loaded(file: Path) -> ctypes.CDLL | None:
+    """None for what is not there or broken, such as a file of which a crash left nothing."""
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError:
+        return None
+
+
 def find_compiler() -> list[str]:
-    """The command of a C compiler. Raises CompilationError where there is none."""
-    """The command of a C compiler. Raises CompilationError."""
-    chosen = os.environ.get("CC")
+    """The command of a C compiler. Raises CompilationError where there is none. Not clang: its
+    OpenMP is none that torch brings along, and its vectors have other names."""
+    try:
+        chosen = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise CompilationError(f"$CC is no command: {error}") from error
     if chosen:
-        return shlex.split(chosen)
-    for name in ("cc", "gcc", "clang"):
+        return chosen
+    for name in ("gcc", "cc"):
         path = shutil.which(name)
         if path:
             return [path]
-    raise CompilationError("there is no C compiler (cc, gcc, clang or $CC)")
+    raise CompilationError("there is no C compiler (gcc, cc or $CC)")
 
 
 def _compile(compiler: list[str], sources: Path, scratch: Path) -> Path:
@@ -74,11 +86,14 @@ def _compile(compiler: list[str], sources: Path, scratch: Path) -> Path:
 def _run(command: list[str]) -> str:
     """What `command` prints. Raises CompilationError."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=True
+        )
     except subprocess.CalledProcessError as error:
         logger.debug("%s: %s", shlex.join(command), error.stderr)
         lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        raise CompilationError(f"{command[0]} failed: {lines[0]}") from error
+        telling = next((line for line in lines if "error" in line), lines[0])
+        raise CompilationError(f"{command[0]} failed: {telling}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompilationError(f"{command[0]} could not be run: {error}") from error
     return done.stdout

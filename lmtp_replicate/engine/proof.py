@@ -68,12 +68,14 @@ def prove(
         if compile_kernels:
             norms = compile_norms(model)
             attention, why = compiled_attention_for(model.device, model.dtype)
-            layers = compile_layers(model)
+            layers = Layers(why) if attention is None else compile_layers(model)
         verdict = _decide(trial, attention, why, layers)
         if not verdict.is_cached and (linears.state != "plain" or norms.compiled):
             # Neither path agrees: perhaps the model reads its layers' weights itself.
-            linears.unpack(f"with packed ones, {verdict.reason}")
-            norms.restore(f"with compiled ones, {verdict.reason}")
+            if linears.state != "plain":
+                linears.unpack(f"with packed ones, {verdict.reason}")
+            if norms.compiled:
+                norms.restore(f"with compiled ones, {verdict.reason}")
             verdict = _decide(trial, attention, why, layers)
         if capture is not None:
             decode, why = _decide_recording(trial, verdict, capture)
@@ -93,6 +95,8 @@ def _decide(trial: Trial, attention: CompiledAttention | None, why: str, layers:
     if layers.compiled and difference is not None:
         layers.restore(f"with our own, {difference}")
         packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool, attention))
+    if packed is not None and layers.compiled:
+        layers.restore_unused()
     if attention is not None and difference is not None:
         attention, why = None, difference
         packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool))

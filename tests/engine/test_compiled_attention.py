@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,8 +112,10 @@ def test_any_mix_of_chunks_equals_torch(
 def test_decode_steps_equal_torch_however_the_threads_share_them(
     compiled: CompiledAttention, streams: int, threads: int
 ) -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     Case([(1, 5 * n) for n in range(streams)], 12, 4, 64, None).assert_same(compiled)
+    torch.set_num_threads(before)
 
 
 def test_large_scores_neither_overflow_nor_hide_the_small_ones(compiled: CompiledAttention) -> None:
@@ -216,6 +219,23 @@ compile_library(Path("lmtp_replicate/engine/kernels")).lmtp_attend
 assert len(before) == 1 and loaded() == before, (before, loaded())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("threads", ["2,1", "1,2"])
+def test_inner_levels_may_have_other_numbers_of_threads(
+    compiled: CompiledAttention, threads: str
+) -> None:
+    """A list in OMP_NUM_THREADS is one number for each level of parallel regions."""
+    code = """
+from tests.engine.test_compiled_attention import Case
+from lmtp_replicate.engine.compiled_attention import CompiledAttention
+from lmtp_replicate.engine.kernels import kernels
+Case([(1, 50), (1, 60), (1, 70)], 12, 4, 64, None).assert_same(CompiledAttention(kernels()[0]))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

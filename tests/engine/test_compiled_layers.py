@@ -11,6 +11,8 @@ from torch import nn
 from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from lmtp_replicate.engine.compiled_layers import CompiledLayer
+from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.protocol.messages import Generate
 from tests.engine.oracle import Oracle
@@ -26,6 +29,7 @@ from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
 pytestmark = pytest.mark.usefixtures("has_compiler")
 
+NONE = "none of Llama's parts, with packed linear layers and compiled norms"
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -82,8 +86,42 @@ def test_layers_that_compute_something_else_are_found_out() -> None:
 def test_layers_with_other_parts_stay(name: str) -> None:
     network = tiny_network(name)
     verdict = prove(network, VOCABULARY, 256)
-    assert verdict.layers == ("torch", "none that are put together as Llama's")
+    assert verdict.layers == ("torch", NONE)
     assert compiled(network) == []
+
+
+def test_layers_whose_attention_asks_for_positions_stay() -> None:
+    """Ministral 3 scales queries beyond a position that no trial reaches."""
+    torch.manual_seed(0)
+    scaled = {"rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5}
+    rope = {**scaled, "original_max_position_embeddings": 64}
+    network = Ministral3ForCausalLM(Ministral3Config(**SHAPE, head_dim=8, rope_parameters=rope))
+    verdict = prove(network.eval(), VOCABULARY, 256)
+    assert (verdict.path, verdict.layers) == ("packed", ("torch", NONE))
+
+
+def test_layers_whose_attention_is_not_known_are_given_back() -> None:
+    torch.manual_seed(0)
+    network = MistralForCausalLM(MistralConfig(**SHAPE, head_dim=12)).eval()
+    verdict = prove(network, VOCABULARY, 256)
+    assert verdict.attention is None
+    assert verdict.layers == ("torch", "they have attention that ours does not compute")
+    assert compiled(network) == []
+
+
+@pytest.mark.parametrize("pack", ["none", "untied"])
+def test_without_packed_linear_layers_none_is_taken_over(pack: Any) -> None:
+    network = tiny_network("llama", tie_word_embeddings=True)
+    verdict = prove(network, VOCABULARY, 256, pack)
+    assert verdict.layers[0] == ("torch" if pack == "none" else "compiled")
+
+
+def test_other_dtypes_stay_and_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmtp_replicate.engine.kernels.compile_library", None)
+    kernels.cache_clear()
+    verdict = prove(tiny_network("llama").to(torch.bfloat16), VOCABULARY, 256)
+    assert verdict.layers == ("torch", "only for float32 on a CPU")
+    assert kernels.cache_info().currsize == 0
 
 
 def test_without_a_packed_step_a_layer_is_transformers_own() -> None:

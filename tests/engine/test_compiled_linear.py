@@ -47,12 +47,18 @@ def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
+def test_deep_layers_are_taken_too() -> None:
+    """Their sums differ by more, being of more numbers."""
+    assert packed(14336, 64).compiled is not None
+
+
 def test_other_inputs_are_left_to_onednn() -> None:
     layer = packed(64, 64)
     compiled = layer.compiled
     assert compiled is not None
     assert not compiled.takes(torch.randn(1, MOST_ROWS + 1, 64))
     assert not compiled.takes(torch.randn(1, 64, 2).transpose(1, 2))
+    assert not compiled.takes(torch.randn(1, 1, 3 * 64))
     assert not compiled.takes(torch.randn(1, 1, 64).to(torch.bfloat16))
     assert layer(torch.randn(2, 5, 64)).shape == (2, 5, 64)
 

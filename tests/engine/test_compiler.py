@@ -71,6 +71,34 @@ def test_a_missing_symbol_is_an_error(source: Path) -> None:
         compile_library(source.parent)
 
 
+def test_a_broken_file_in_the_cache_is_replaced(source: Path, cache: Path) -> None:
+    assert compile_library(source.parent).answer() == 42
+    (kept,) = cache.iterdir()
+    kept.unlink()  # not cut off: it is mapped into this process
+    kept.touch()
+    assert compile_library(source.parent).answer() == 42
+    assert kept.stat().st_size > 0
+
+
+def test_a_command_that_is_none_is_an_error(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", 'gcc "')
+    with pytest.raises(CompilationError, match=r"\$CC is no command"):
+        compile_library(source.parent)
+
+
+def test_what_the_compiler_says_need_not_be_text(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "cc"
+    script.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exit\nprintf 'warning\\nerror: \\377' >&2\nexit 1\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    with pytest.raises(CompilationError, match="failed: error: \N{REPLACEMENT CHARACTER}"):
+        compile_library(source.parent)
+
+
 @pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
 def test_a_compiler_that_does_not_work_is_an_error(
     source: Path, compiler: str, monkeypatch: pytest.MonkeyPatch

@@ -154,6 +154,15 @@ def test_a_model_that_reads_its_weights_itself_gets_them_back() -> None:
     assert "PackedLinear" not in {type(module).__name__ for module in network.modules()}
 
 
+def test_what_was_not_changed_is_not_said_to_be_given_back() -> None:
+    network = tiny_network("llama")
+    layer = network.model.layers[0].mlp
+    layer.forward = lambda x: layer.down_proj(linear(x, layer.up_proj.weight))
+    verdict = prove(network, VOCABULARY, 256, "all", compile_kernels=False)
+    assert verdict.linears[1].startswith("with packed ones")
+    assert verdict.norms == ("torch", "as asked")
+
+
 @pytest.mark.parametrize(
     ("asked", "state"), [("all", "onednn-packed"), ("untied", "onednn-packed"), ("none", "plain")]
 )

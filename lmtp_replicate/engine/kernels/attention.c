@@ -35,7 +35,7 @@ typedef struct {
     const float *query;        /* [token, head, dim], with the strides below */
     int64_t token_stride, head_stride;
     New new_keys, new_values;
-    const float *cosines, *sines; /* [token, dim], by which queries and keys are to be rotated; or null */
+    const float *cosines, *sines; /* [token, dim], to rotate queries and keys by; or null */
     float *keys, *values;      /* [place, kv_head, dim] */
     const Work *works;
     int64_t works_count, heads, kv_heads, dim;
@@ -217,9 +217,10 @@ static void attend(Block *b) {
 /* How a work is cut into blocks: so many key heads and query tokens in each. */
 typedef struct { int64_t kv_heads, tokens, across, blocks; } Cut;
 
-static Cut cut(const Step *s, const Work *w) {
+/* `threads`: asked for once, since another number may hold inside of a parallel region. */
+static Cut cut(const Step *s, const Work *w, int threads) {
     const int64_t shared = s->heads / s->kv_heads, most = ROWS / shared;
-    const int is_whole = w->count * s->heads <= ROWS && s->works_count >= 2 * omp_get_max_threads();
+    const int is_whole = w->count * s->heads <= ROWS && s->works_count >= 2 * threads;
     Cut c = {is_whole ? s->kv_heads : 1, w->count < most ? w->count : most, 0, 0};
     c.across = s->kv_heads / c.kv_heads;
     c.blocks = (w->count + c.tokens - 1) / c.tokens * c.across;
@@ -244,18 +245,19 @@ static void keep(const Step *s, const Work *w) {
 /* Keep the new keys and values, and attend. Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at
    most ROWS query heads to a key head. */
 void lmtp_attend(const Step *s) {
+    const int threads = omp_get_max_threads();
     int64_t total = 0;
     for (int64_t i = 0; i < s->works_count; i++) {
         keep(s, s->works + i);
-        total += cut(s, s->works + i).blocks;
+        total += cut(s, s->works + i, threads).blocks;
     }
     /* Backwards: a chunk's last tokens see the most keys, and chunks lie behind single tokens. */
 #pragma omp parallel for schedule(dynamic)
     for (int64_t task = total - 1; task >= 0; task--) {
         const Work *work = s->works;
         int64_t index = task;
-        Cut c = cut(s, work);
-        for (; index >= c.blocks; c = cut(s, ++work)) index -= c.blocks;
+        Cut c = cut(s, work, threads);
+        for (; index >= c.blocks; c = cut(s, ++work, threads)) index -= c.blocks;
         Block b; /* not all zero: most of it is written before it is read, or never read */
         b.step = s;
         b.work = work;

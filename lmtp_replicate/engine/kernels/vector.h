@@ -1,5 +1,4 @@
-/* Vectors of eight numbers, in what GCC and clang have in common; on a CPU with shorter or longer
-   registers the compiler splits or widens them. */
+/* Vectors of eight numbers, as GCC knows them; on a CPU with shorter registers it splits them. */
 
 #include <stdint.h>
 
@@ -21,28 +20,31 @@ INLINE vec select(ints which, vec yes, vec no) {
 INLINE vec larger(vec a, vec b) { return select(a < b, b, a); }
 INLINE vec added(vec a, vec b) { return a + b; }
 
-#define REDUCE(combine, a)                                                 \
-    a = combine(a, __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3)); \
-    a = combine(a, __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5)); \
-    a = combine(a, __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6)); \
+/* GCC has __builtin_shufflevector, which clang brought, from version 12 on. */
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+
+#define REDUCE(combine, a)                                 \
+    a = combine(a, SHUFFLED(a, a, 4, 5, 6, 7, 0, 1, 2, 3)); \
+    a = combine(a, SHUFFLED(a, a, 2, 3, 0, 1, 6, 7, 4, 5)); \
+    a = combine(a, SHUFFLED(a, a, 1, 0, 3, 2, 5, 4, 7, 6)); \
     return a[0];
 INLINE float sum_of(vec a) { REDUCE(added, a) }
 INLINE float largest_of(vec a) { REDUCE(larger, a) }
 
 /* The sums of eight vectors, by adding their halves, quarters and eighths side by side. */
 INLINE vec pairs(vec a, vec b) {
-    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
-           __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    return SHUFFLED(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
+           SHUFFLED(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
 }
 INLINE vec quads(vec a, vec b) {
-    return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
-           __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    return SHUFFLED(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+           SHUFFLED(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
 }
 INLINE vec sums_of(const vec *a) {
     vec low = quads(pairs(a[0], a[1]), pairs(a[2], a[3]));
     vec high = quads(pairs(a[4], a[5]), pairs(a[6], a[7]));
-    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 8, 9, 10, 11) +
-           __builtin_shufflevector(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
+    return SHUFFLED(low, high, 0, 1, 2, 3, 8, 9, 10, 11) +
+           SHUFFLED(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 /* e to the power of x <= 0, to about two units in the last place; 0 below -87. With the constants
