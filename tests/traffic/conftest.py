@@ -9,19 +9,22 @@ import pytest
 
 from benchmarks.machine import ROOT
 from benchmarks.rote.work import make_work_directory
+from benchmarks.traffic import DELAYS
 from lmtp_replicate.client.hub import close_process_hub
 from tests.gateway_thread import GatewayThread
 
 SLOW_STEP = 0.01
-"""Seconds of a step of the model `slow`; the model `rote` is as fast as it can be."""
+"""Seconds of a step of the model `slow`; the model `rote` is as fast as it can be, and `published`
+as slow as in the published comparison."""
 
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of both models' work directories."""
+    """The folder of the models' work directories."""
     folder = tmp_path_factory.mktemp("work")
     make_work_directory(folder / "rote")
     make_work_directory(folder / "slow", step_seconds=SLOW_STEP)
+    make_work_directory(folder / "published", step_seconds=DELAYS.token)
     return folder
 
 

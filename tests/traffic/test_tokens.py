@@ -16,10 +16,10 @@ from tests.traffic.test_nothing_left import Journal
 
 
 def test_at_most_half_of_the_tokens_are_generated(gateway: GatewayThread, work: Path) -> None:
-    journal = Journal(work / "slow")
+    journal = Journal(work / "published")
     for query in QUERIES:
         close_process_hub()  # nothing is known from earlier queries
-        ask(query, model("slow"))
+        ask(query, model("published"))
     gateway.wait_until_quiet()
     journal.wait_until_idle()
     published = Result.load(RESULTS / "traffic.json")
