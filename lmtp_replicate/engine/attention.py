@@ -65,12 +65,16 @@ class PackedStep:
         store.write(layer, layout.places.to(key.device), key, value)
         output = value.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         for group in layout.groups:
-            seen = group.seen(scores.window)
-            keys, values = store.view(layer, group.first, group.batch, group.capacity, seen)
-            output[0, group.packed] = _attend(
-                query[0, :, group.packed], keys, values, group, scores
-            )
+            attended = self.attend_group(layer, group, query[0, :, group.packed], scores)
+            output[0, group.packed] = attended
         return output
+
+    def attend_group(self, layer: int, group: Group, query: Tensor, scores: Scores) -> Tensor:
+        """Attention of the group's `query` `[query_head, token, dim]` over what the store holds:
+        `[token, query_head, dim]`."""
+        seen = group.seen(scores.window)
+        keys, values = self.store.view(layer, group.first, group.batch, group.capacity, seen)
+        return _attend(query, keys, values, group, scores)
 
 
 def packed_attention(

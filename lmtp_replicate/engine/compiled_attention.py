@@ -1,8 +1,9 @@
-"""Attention by our own C code (kernels/attention.c), for models in float32 on a CPU.
+"""Attention by our own C code (kernels/attention.c), for models on a CPU.
 
 torch's kernel multiplies the few query rows of a decoding stream with a library made for large
 matrices, and computes the whole of a masked one. Ours takes 0.5 to 0.6 of its time for decode steps
-and for prompts, and 0.3 for a few tokens after a long prefix.
+and for prompts, and 0.3 for a few tokens after a long prefix. Long chunks in bfloat16 are left to
+torch where the CPU has instructions for such products: ours are float32's.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from lmtp_replicate.engine.attention import PackedStep, Scores
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
+from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
 
 _VECTOR: Final = 8
 _MAX_DIM: Final = 256
 _MAX_SHARED: Final = 96
 """Most query heads to a key head. As WIDTH, MAX_DIM and ROWS in the source."""
+_ANY_LENGTH: Final = 2**62
+_LONGEST_BFLOAT16: Final = 16
+"""Tokens of a stream in a step up to which ours is faster than products of bfloat16."""
 
 
 def _strided(name: str) -> list[tuple[str, type]]:
@@ -40,15 +45,20 @@ class _Arguments(ctypes.Structure):
         *_strided("new_keys"),
         *_strided("new_values"),
         *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values", "works")),
-        *((name, ctypes.c_int64) for name in ("works_count", "heads", "kv_heads", "dim", "window")),
+        *((name, ctypes.c_int64) for name in ("works_count", "heads", "kv_heads", "dim")),
+        *((name, ctypes.c_int64) for name in ("window", "longest")),
         ("scaling", ctypes.c_float),
     )
 
 
 class CompiledAttention:
-    """The compiled code."""
+    """The code compiled for `dtype`. `longest`: most tokens of a work that it computes."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, dtype: torch.dtype, longest: int = _ANY_LENGTH
+    ) -> None:
+        self.longest = longest
+        self._dtype = dtype
         self._attend = library.lmtp_attend
         self._attend.argtypes = [ctypes.POINTER(_Arguments)]
         self._attend.restype = None
@@ -57,7 +67,7 @@ class CompiledAttention:
         """Whether it can compute them; arguments as `attend`'s."""
         heads, dim = query.shape[1], query.shape[3]
         return (
-            query.dtype == value.dtype == torch.float32
+            query.dtype == value.dtype == self._dtype
             and query.device.type == "cpu"
             and scores.are_plain
             and value.shape[3] == dim <= _MAX_DIM
@@ -78,7 +88,7 @@ class CompiledAttention:
         `[place, kv_head, dim]`. `works`: int64 `[work, 4]`: first packed token, number of tokens,
         place of the stream's first key, position of the first token. `rotary`: cosines and sines
         `[1, T, dim]` by which queries and keys are yet to be rotated. Returns `[1, T, query_head,
-        dim]`."""
+        dim]`, of works with more than `longest` tokens only their rotated queries."""
         new = [tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in new]
         _, heads, tokens, dim = new[0].shape
         output = new[0].new_empty(1, tokens, heads, dim)
@@ -86,7 +96,7 @@ class CompiledAttention:
         rotary = [tensor.contiguous() for tensor in rotary]
         rotated: list[int | None] = [tensor.data_ptr() for tensor in rotary] or [None, None]
         pointers = [*rotated, *(tensor.data_ptr() for tensor in (*stored, works))]
-        sizes = works.shape[0], heads, stored[0].shape[1], dim, scores.window or 0
+        sizes = works.shape[0], heads, stored[0].shape[1], dim, scores.window or 0, self.longest
         self._attend(
             _Arguments(output.data_ptr(), *chain(*strided), *pointers, *sizes, scores.scaling)
         )
@@ -101,6 +111,7 @@ class CompiledStep:
         self._attention = attention
         self._store = store
         self._plain = PackedStep(layout, store)
+        self._long = [group for group in layout.groups if group.count > attention.longest]
         self.is_used = False
         works = [
             (group.start + index * group.count, group.count, first, position)
@@ -141,14 +152,22 @@ class CompiledStep:
     ) -> Tensor:
         self.is_used = True
         stored = self._store.layer(layer, *new[1:])
-        return self._attention.attend(new, stored, self._works, scores, rotary)
+        output = self._attention.attend(new, stored, self._works, scores, rotary)
+        for group in self._long:
+            query = output[0, group.packed].transpose(0, 1)
+            output[0, group.packed] = self._plain.attend_group(layer, group, query, scores)
+        return output
 
 
 def compiled_attention_for(
     device: torch.device, dtype: torch.dtype
 ) -> tuple[CompiledAttention | None, str]:
     """The compiled code for a model on `device` in `dtype`, or None; and why."""
-    if device.type != "cpu" or dtype != torch.float32:
-        return None, "only for float32 on a CPU"
-    library, why = kernels()
-    return (None if library is None else CompiledAttention(library)), why
+    if device.type != "cpu":
+        return None, "only on a CPU"
+    library, why = kernels(dtype)
+    if library is None:
+        return None, why
+    has_products = dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
+    longest = _LONGEST_BFLOAT16 if has_products else _ANY_LENGTH
+    return CompiledAttention(library, dtype, longest), why

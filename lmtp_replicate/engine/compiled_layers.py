@@ -13,7 +13,6 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
@@ -63,11 +62,8 @@ def compile_layers(model: nn.Module) -> Layers:
     candidates = [module for module in model.modules() if _is_candidate(module)]
     if not candidates:
         return Layers("none of Llama's parts, with packed linear layers and compiled norms")
-    library, why = kernels()
-    if library is None:
-        return Layers(why)
     for layer in candidates:
-        layer.forward = CompiledLayer(layer, library.lmtp_gate)
+        layer.forward = CompiledLayer(layer)
     return Layers("they agree with transformers' own", candidates)
 
 
@@ -75,15 +71,18 @@ class CompiledLayer:
     """Takes the place of `layer.forward`; leaves to that what it does not know, and its first call,
     from which it learns what scores the layer's attention asks for."""
 
-    def __init__(self, layer: nn.Module, gate: Any) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         self._plain = layer.forward
         self._parts: Any = layer
         self._norms: tuple[CompiledNorm, CompiledNorm] = (
             layer.input_layernorm.forward,  # type: ignore[union-attr, assignment]
             layer.post_attention_layernorm.forward,  # type: ignore[union-attr]
         )
+        self._dtype = self._norms[0].dtype
         self._head_dim: int = layer.self_attn.head_dim  # type: ignore[union-attr, assignment]
-        self._gate = gate
+        library, _ = kernels(self._dtype)
+        assert library is not None  # its norms are compiled
+        self._gate = library.lmtp_gate
         self._gate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         self._gate.restype = None
         self._learned: tuple[int, Scores] | None = None
@@ -101,7 +100,7 @@ class CompiledLayer:
         packed_step: Step | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        is_known = _is_known(hidden_states, position_embeddings, self._head_dim)
+        is_known = self._knows(hidden_states, position_embeddings)
         if args or not isinstance(packed_step, CompiledStep) or not is_known:
             if packed_step is not None:
                 kwargs["packed_step"] = packed_step
@@ -112,6 +111,16 @@ class CompiledLayer:
         if self._learned is None:
             return self._learn(hidden_states, position_embeddings, packed_step, kwargs)
         return self._run(hidden_states, position_embeddings, packed_step, *self._learned)
+
+    def _knows(self, x: Tensor, embeddings: tuple[Tensor, Tensor] | None) -> bool:
+        """Whether these are one row of tokens, and cosines and sines for all of them."""
+        return (
+            embeddings is not None
+            and x.shape[0] == 1
+            and x.is_contiguous()
+            and all(part.shape == (1, x.shape[1], self._head_dim) for part in embeddings)
+            and all(part.dtype == self._dtype for part in (x, *embeddings))
+        )
 
     def _learn(
         self, hidden_states: Tensor, embeddings: Any, step: CompiledStep, rest: dict[str, Any]
@@ -158,17 +167,6 @@ class _Pupil:
         return self._step.attend(layer, query, key, value, scores)
 
 
-def _is_known(x: Tensor, embeddings: tuple[Tensor, Tensor] | None, head_dim: int) -> bool:
-    """Whether these are one row of tokens, and cosines and sines for all of them."""
-    return (
-        embeddings is not None
-        and x.shape[0] == 1
-        and x.is_contiguous()
-        and all(part.shape == (1, x.shape[1], head_dim) for part in embeddings)
-        and all(part.dtype == torch.float32 for part in (x, *embeddings))
-    )
-
-
 def _is_candidate(layer: nn.Module) -> bool:
     for name, parts in _PARTS.items():
         part = getattr(layer, name, None) if name else layer
@@ -190,6 +188,8 @@ def _is_candidate(layer: nn.Module) -> bool:
     return (
         all(isinstance(linear, PackedLinear) for linear in linears)
         and all(isinstance(norm.forward, CompiledNorm) for norm in norms)
+        and len({*(linear.weight.dtype for linear in linears), *(n.forward.dtype for n in norms)})
+        == 1
         and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
         and isinstance(getattr(attention, "head_dim", None), int)
         and mlp.gate_proj.out_features % 8 == 0

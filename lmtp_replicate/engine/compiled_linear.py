@@ -1,4 +1,4 @@
-"""Packed linear layers of few rows by our own C code (kernels/linear.c), in float32.
+"""Packed linear layers of few rows by our own C code (kernels/linear.c).
 
 It reads the weight where oneDNN has laid it out, so there is no second copy. Whether it lies as the
 code expects is not documented: the caller has to try each layer.
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lmtp_replicate.engine.kernels import kernels
 
-_BLOCK: Final = 64
+_BLOCKS: Final = {torch.float32: (64, 1), torch.bfloat16: (32, 32)}
+"""The sizes of a block, outputs and inputs, in which oneDNN lays out what the code reads."""
 MOST_ROWS: Final = 3
-"""As BLOCK and MAX_ROWS in the source."""
+"""As MAX_ROWS in the source."""
 
 
 class CompiledLinear:
@@ -36,7 +37,7 @@ class CompiledLinear:
         return (
             x.numel() <= MOST_ROWS * self._inputs
             and x.shape[-1] == self._inputs
-            and x.dtype == torch.float32
+            and x.dtype == self._tensors[0].dtype
             and x.is_contiguous()
         )
 
@@ -51,11 +52,12 @@ class CompiledLinear:
 def compiled_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | None:
     """The code for a packed `weight`, if it is compiled and the weight's memory has the size that
     it expects."""
-    library = kernels()[0] if weight.dtype == torch.float32 else None
+    library, _ = kernels(weight.dtype)
     if library is None:
         return None
     outputs, inputs = weight.shape
-    blocks = -(-outputs // _BLOCK)
-    if torch.ops.mkldnn._nbytes(weight) != blocks * _BLOCK * inputs * weight.itemsize:
+    wide, deep = _BLOCKS[weight.dtype]
+    laid_out = -(-outputs // wide) * wide * inputs * weight.itemsize
+    if inputs % deep or torch.ops.mkldnn._nbytes(weight) != laid_out:
         return None
     return CompiledLinear(weight, bias, library.lmtp_linear)

@@ -1,4 +1,4 @@
-"""Root mean square norms by our own C code (kernels/rms_norm.c), for models in float32 on a CPU.
+"""Root mean square norms by our own C code (kernels/rms_norm.c), for models on a CPU.
 
 transformers computes one by six operators of torch. Between linear layers, whose weights drive
 everything else out of the caches, each of them takes far longer than its arithmetic.
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.kernels import DTYPES, kernels
 
 logger = logging.getLogger(__name__)
 
 _VECTOR = 8
 _TRIED_ROWS = (1, 70)
-_TOLERANCE = 1e-5
+_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+"""Of single numbers; of bfloat16's, transformers rounds one more time."""
 
 
 @dataclass(slots=True)
@@ -40,16 +41,17 @@ class Norms:
 
 
 def compile_norms(model: nn.Module) -> Norms:
-    """Have our code compute what in `model` is called an RMSNorm, lies on a CPU in float32, and is
-    found to compute the same. The modules stay where they are."""
+    """Have our code compute what in `model` is called an RMSNorm, lies on a CPU, and is found to
+    compute the same. The modules stay where they are."""
     candidates = [module for module in model.modules() if _is_candidate(module)]
     if not candidates:
         return Norms("none that can be compiled")
-    library, why = kernels()
-    if library is None:
-        return Norms(why)
     norms = Norms("those that agree with transformers' own")
     for norm in candidates:
+        library, why = kernels(norm.weight.dtype)
+        if library is None:
+            norms.reason = why
+            continue
         forward = CompiledNorm(norm, library.lmtp_rms_norm)
         if _agrees(norm, forward):
             norm.forward = forward
@@ -68,15 +70,21 @@ class CompiledNorm:
         self._function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2, ctypes.c_float]
         self._function.restype = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weight, and of what it computes."""
+        return self._weight.dtype
+
     def __call__(self, x: Tensor) -> Tensor:
         dim = self._weight.shape[0]
-        if x.dtype != torch.float32 or not x.is_contiguous() or x.shape[-1] != dim:
+        if x.dtype != self.dtype or not x.is_contiguous() or x.shape[-1] != dim:
             plain: Tensor = self._plain(x)
             return plain
         return self._run(x, None)
 
     def add(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum, which takes the place of `x`, and its norm. Both in float32 and contiguous."""
+        """The sum, which takes the place of `x`, and its norm. Both contiguous, of the norm's
+        dtype."""
         return x, self._run(x, added)
 
     def _run(self, x: Tensor, added: Tensor | None) -> Tensor:
@@ -95,7 +103,7 @@ def _is_candidate(module: nn.Module) -> bool:
         and isinstance(weight, Tensor)
         and weight.dim() == 1
         and weight.shape[0] % _VECTOR == 0
-        and weight.dtype == torch.float32
+        and weight.dtype in DTYPES
         and weight.device.type == "cpu"
         and weight.is_contiguous()
         and isinstance(_epsilon(module), float)
@@ -109,15 +117,16 @@ def _epsilon(norm: nn.Module) -> Any:
 
 
 def _agrees(norm: nn.Module, compiled: CompiledNorm) -> bool:
-    dim = compiled._weight.shape[0]
+    dim, dtype = compiled._weight.shape[0], compiled.dtype
     random = torch.Generator().manual_seed(dim)
     for rows in _TRIED_ROWS:
-        x = torch.randn(1, rows, dim, generator=random)
+        x = torch.randn(1, rows, dim, generator=random).to(dtype)
         for scaled in (x, x * 1e-3):  # where epsilon matters
             try:
                 expected = norm(scaled)
             except Exception:  # it wants more than one argument: another kind of norm
                 return False
-            if not torch.allclose(compiled(scaled), expected, rtol=_TOLERANCE, atol=_TOLERANCE):
+            tolerance = _TOLERANCES[dtype]
+            if not torch.allclose(compiled(scaled), expected, rtol=tolerance, atol=tolerance):
                 return False
     return True

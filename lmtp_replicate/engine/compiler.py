@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,10 @@ class CompilationError(Exception):
     """The sources did not become a library; says why."""
 
 
-def compile_library(sources: Path) -> ctypes.CDLL:
-    """The library that all ``.c`` files in the folder `sources` make. Raises CompilationError."""
-    compiler = find_compiler()
+def compile_library(sources: Path, definitions: Sequence[str] = ()) -> ctypes.CDLL:
+    """The library that all ``.c`` files in the folder `sources` make, with `definitions` for the
+    preprocessor. Raises CompilationError."""
+    compiler = [*find_compiler(), *(f"-D{name}" for name in definitions)]
     name = f"{sources.name}-{_fingerprint(sources, compiler)}.so"
     try:
         folder = _cache_folder()

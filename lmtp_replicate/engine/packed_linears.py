@@ -179,7 +179,7 @@ def _compile(packed: PackedLinear) -> None:
     if compiled is None:
         return
     inputs = (_random(rows, packed) for rows in range(1, MOST_ROWS + 1))
-    if all(_error(compiled(x), packed(x)) <= _TOLERANCES[torch.float32] for x in inputs):
+    if all(_error(compiled(x), packed(x)) <= _TOLERANCES[x.dtype] for x in inputs):
         packed.compiled = compiled
 
 

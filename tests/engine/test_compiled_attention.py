@@ -231,7 +231,7 @@ def test_inner_levels_may_have_other_numbers_of_threads(
 from tests.engine.test_compiled_attention import Case
 from lmtp_replicate.engine.compiled_attention import CompiledAttention
 from lmtp_replicate.engine.kernels import kernels
-Case([(1, 50), (1, 60), (1, 70)], 12, 4, 64, None).assert_same(CompiledAttention(kernels()[0]))
+Case([(1, 50), (1, 60), (1, 70)], 12, 4, 64, None).assert_same(CompiledAttention(kernels(torch.float32)[0]))
 """
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-c", code]

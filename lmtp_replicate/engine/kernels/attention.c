@@ -1,5 +1,5 @@
-/* Attention of a step's new tokens over the keys and values of their own streams, in float32 on a
-   CPU. Compiled for the machine it runs on, and called, by compiled_attention.py.
+/* Attention of a step's new tokens over the keys and values of their own streams. Compiled for the
+   machine it runs on, and called, by compiled_attention.py.
 
    One pass over the keys, block by block, with a running maximum and sum for the softmax
    (https://arxiv.org/abs/1805.02867). Query heads that share a key head are rows of one block, so
@@ -9,39 +9,12 @@
 
 #include <omp.h>
 
-#include "vector.h"
+#include "step.h"
 
 enum {
     KEYS = 64,     /* in a block */
     ROWS = 96,     /* in a block: query tokens times query heads */
-    MAX_DIM = 256, /* of a head */
 };
-
-typedef struct {
-    int64_t start;    /* packed index of the first query token */
-    int64_t count;    /* query tokens */
-    int64_t first;    /* place of the stream's first key */
-    int64_t position; /* of the first query token in its stream */
-} Work;
-
-/* New keys or values, `[token, kv_head, dim]`, with strides. */
-typedef struct {
-    const float *first;
-    int64_t token_stride, head_stride;
-} New;
-
-typedef struct {
-    float *output;             /* [token, head, dim] */
-    const float *query;        /* [token, head, dim], with the strides below */
-    int64_t token_stride, head_stride;
-    New new_keys, new_values;
-    const float *cosines, *sines; /* [token, dim], to rotate queries and keys by; or null */
-    float *keys, *values;      /* [place, kv_head, dim] */
-    const Work *works;
-    int64_t works_count, heads, kv_heads, dim;
-    int64_t window;            /* how many keys a query sees at most; 0: all before it */
-    float scaling;
-} Step;
 
 /* Rows are ordered by key head, query token, and query head of that key head. */
 typedef struct {
@@ -58,11 +31,13 @@ typedef struct {
 #define LOWEST (-1e30f)
 
 /* scores[row][key] = query[row] . keys[key]; up to seven more keys are given the last one's. */
-static void multiply_keys(int rows, int keys, int64_t dim, const float *query, const float *key,
+static void multiply_keys(int rows, int keys, int64_t dim, const float *query, const number *key,
                           int64_t stride, float *scores) {
+    float room[WIDTH * MAX_DIM];
     for (int k = 0; k < keys; k += WIDTH) {
         const float *each[WIDTH];
-        for (int i = 0; i < WIDTH; i++) each[i] = key + (k + i < keys ? k + i : keys - 1) * stride;
+        for (int i = 0; i < WIDTH; i++)
+            each[i] = floats(key + (k + i < keys ? k + i : keys - 1) * stride, dim, room + i * dim);
         for (int r = 0; r < rows; r++) {
             vec products[WIDTH];
             UNROLL for (int i = 0; i < WIDTH; i++) products[i] = all(0.0f);
@@ -78,13 +53,13 @@ static void multiply_keys(int rows, int keys, int64_t dim, const float *query, c
 /* output[row] += weights[row] . values, for `rows` <= 6 and `wide` vectors of each value. Both are
    constants where it is called, so that the sums stay in registers. */
 INLINE void add_values_tile(int rows, int wide, int keys, int64_t dim, const float *weights,
-                            const float *value, int64_t stride, float *output) {
+                            const number *value, int64_t stride, float *output) {
     vec sums[6][4];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int w = 0; w < wide; w++) sums[r][w] = load(output + r * dim + w * WIDTH);
     for (int k = 0; k < keys; k++) {
         vec v[4];
-        UNROLL for (int w = 0; w < wide; w++) v[w] = load(value + k * stride + w * WIDTH);
+        UNROLL for (int w = 0; w < wide; w++) v[w] = load_numbers(value + k * stride + w * WIDTH);
         UNROLL for (int r = 0; r < rows; r++) {
             const vec weight = all(weights[r * KEYS + k]);
             UNROLL for (int w = 0; w < wide; w++) sums[r][w] += weight * v[w];
@@ -94,7 +69,7 @@ INLINE void add_values_tile(int rows, int wide, int keys, int64_t dim, const flo
         UNROLL for (int w = 0; w < wide; w++) store(output + r * dim + w * WIDTH, sums[r][w]);
 }
 
-static void add_values(int rows, int keys, int64_t dim, const float *weights, const float *value,
+static void add_values(int rows, int keys, int64_t dim, const float *weights, const number *value,
                        int64_t stride, float *output) {
 #define TILE(rows, wide)                                                                        \
     for (; d + wide * WIDTH <= dim; d += wide * WIDTH)                                          \
@@ -121,29 +96,14 @@ INLINE int64_t head_of(const Block *b, int row) {
     return (b->kv_head + row / (b->shared * b->tokens)) * b->shared + row % b->shared;
 }
 
-/* `from`, the query or key of a head, as the step's rotary embedding turns it at `token`
-   (https://arxiv.org/abs/2104.09864, with halves for pairs, as transformers does). */
-static void rotate(const Step *s, int64_t token, const float *from, float *to) {
-    const int64_t half = s->dim / 2;
-    const float *c = s->cosines + token * s->dim, *n = s->sines + token * s->dim;
-    for (int64_t d = 0; d < half; d++) {
-        to[d] = from[d] * c[d] - from[d + half] * n[d];
-        to[d + half] = from[d + half] * c[d + half] + from[d] * n[d + half];
-    }
-}
-
 static void begin(Block *b) {
     const Step *s = b->step;
     for (int r = 0; r < b->rows; r++) {
         const int64_t token = b->work->start + token_of(b, r);
-        const float *from = s->query + token * s->token_stride + head_of(b, r) * s->head_stride;
         float *query = b->query + r * s->dim;
-        if (s->cosines) {
-            rotate(s, token, from, query);
-            from = query;
-        }
+        rotate(s, token, query_of(s, token, head_of(b, r)), query);
         for (int64_t d = 0; d < s->dim; d++) {
-            query[d] = from[d] * s->scaling;
+            query[d] *= s->scaling;
             b->output[r * s->dim + d] = 0;
         }
         b->highest[r] = LOWEST;
@@ -184,9 +144,10 @@ static void weigh(Block *b, int r, int padded) {
 static void finish(const Block *b) {
     const Step *s = b->step;
     for (int r = 0; r < b->rows; r++) {
-        float *output =
-            s->output + ((b->work->start + token_of(b, r)) * s->heads + head_of(b, r)) * s->dim;
-        for (int64_t d = 0; d < s->dim; d++) output[d] = b->output[r * s->dim + d] / b->sum[r];
+        const int64_t token = b->work->start + token_of(b, r);
+        number *output = s->output + (token * s->heads + head_of(b, r)) * s->dim;
+        for (int64_t d = 0; d < s->dim; d++)
+            output[d] = number_from(b->output[r * s->dim + d] / b->sum[r]);
     }
 }
 
@@ -223,23 +184,8 @@ static Cut cut(const Step *s, const Work *w, int threads) {
     const int is_whole = w->count * s->heads <= ROWS && s->works_count >= 2 * threads;
     Cut c = {is_whole ? s->kv_heads : 1, w->count < most ? w->count : most, 0, 0};
     c.across = s->kv_heads / c.kv_heads;
-    c.blocks = (w->count + c.tokens - 1) / c.tokens * c.across;
+    c.blocks = w->count > s->longest ? 0 : (w->count + c.tokens - 1) / c.tokens * c.across;
     return c;
-}
-
-/* Put the new keys and values of a work in their places. */
-static void keep(const Step *s, const Work *w) {
-    const New *k = &s->new_keys, *v = &s->new_values;
-    for (int64_t i = 0; i < w->count; i++)
-        for (int64_t h = 0; h < s->kv_heads; h++) {
-            const int64_t token = w->start + i;
-            const int64_t to = ((w->first + w->position + i) * s->kv_heads + h) * s->dim;
-            const float *key = k->first + token * k->token_stride + h * k->head_stride;
-            const float *value = v->first + token * v->token_stride + h * v->head_stride;
-            if (s->cosines) rotate(s, token, key, s->keys + to);
-            else for (int64_t d = 0; d < s->dim; d++) s->keys[to + d] = key[d];
-            for (int64_t d = 0; d < s->dim; d++) s->values[to + d] = value[d];
-        }
 }
 
 /* Keep the new keys and values, and attend. Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at
@@ -249,6 +195,7 @@ void lmtp_attend(const Step *s) {
     int64_t total = 0;
     for (int64_t i = 0; i < s->works_count; i++) {
         keep(s, s->works + i);
+        if (s->works[i].count > s->longest) put_queries(s, s->works + i);
         total += cut(s, s->works + i, threads).blocks;
     }
     /* Backwards: a chunk's last tokens see the most keys, and chunks lie behind single tokens. */

@@ -1,16 +1,16 @@
-/* The gate of a feed-forward layer (https://arxiv.org/abs/2002.05202) in float32. Compiled and called
-   by compiled_layers.py. */
+/* The gate of a feed-forward layer (https://arxiv.org/abs/2002.05202). Compiled and called by
+   compiled_layers.py. */
 
-#include "vector.h"
+#include "number.h"
 
 /* gate = gate / (1 + e^-gate) * up, for `count` numbers, a multiple of WIDTH. */
-void lmtp_gate(float *gate, const float *up, int64_t count) {
+void lmtp_gate(number *gate, const number *up, int64_t count) {
 #pragma omp parallel for if (count > 32768)
     for (int64_t i = 0; i < count; i += WIDTH) {
-        const vec x = load(gate + i);
+        const vec x = load_numbers(gate + i);
         const ints is_negative = x < all(0);
         const vec e = exponential(select(is_negative, x, -x)); /* of -|x|, which cannot overflow */
         const vec sigmoid = select(is_negative, e, all(1)) / (1 + e);
-        store(gate + i, x * sigmoid * load(up + i));
+        store_numbers(gate + i, x * sigmoid * load_numbers(up + i));
     }
 }

@@ -1,0 +1,51 @@
+/* What a model computes in: float32, or, with BFLOAT16 defined, bfloat16. That is how numbers lie in
+   memory; in between we compute in float32. */
+
+#include <string.h>
+
+#include "vector.h"
+
+#ifdef BFLOAT16
+
+typedef uint16_t number; /* the upper half of a float */
+typedef uint16_t halves __attribute__((vector_size(2 * WIDTH)));
+typedef uint16_t unaligned_halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+typedef uint32_t bits __attribute__((vector_size(4 * WIDTH)));
+
+INLINE vec load_numbers(const number *from) {
+    return (vec)(__builtin_convertvector(*(const unaligned_halves *)from, bits) << 16);
+}
+/* Rounded to the nearest, of two as near to the even one. */
+INLINE void store_numbers(number *to, vec a) {
+    const bits b = (bits)a, rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;
+    *(unaligned_halves *)to = __builtin_convertvector(rounded, halves);
+}
+INLINE float number_as_float(number x) {
+    const uint32_t b = (uint32_t)x << 16;
+    float result;
+    memcpy(&result, &b, sizeof result);
+    return result;
+}
+INLINE number number_from(float x) {
+    uint32_t b;
+    memcpy(&b, &x, sizeof b);
+    return (b + 0x7fff + (b >> 16 & 1)) >> 16;
+}
+
+#else
+
+typedef float number;
+
+INLINE vec load_numbers(const number *from) { return load(from); }
+INLINE void store_numbers(number *to, vec a) { store(to, a); }
+INLINE float number_as_float(number x) { return x; }
+INLINE number number_from(float x) { return x; }
+
+#endif
+
+/* `count` numbers, a multiple of WIDTH, as floats: where they lie, or else in `room`. */
+INLINE const float *floats(const number *from, int64_t count, float *room) {
+    if (sizeof(number) == sizeof(float)) return (const float *)from;
+    for (int64_t i = 0; i < count; i += WIDTH) store(room + i, load_numbers(from + i));
+    return room;
+}
