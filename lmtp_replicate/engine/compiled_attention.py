@@ -17,15 +17,11 @@ import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.attention import PackedStep, Scores
-from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.kernels import Kernels, kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
 from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
 
-_VECTOR: Final = 8
-_MAX_DIM: Final = 256
-_MAX_SHARED: Final = 96
-"""Most query heads to a key head. As WIDTH, MAX_DIM and ROWS in the source."""
 _ANY_LENGTH: Final = 2**62
 _LONGEST_BFLOAT16: Final = 16
 """Tokens of a stream in a step up to which ours is faster than products of bfloat16."""
@@ -54,12 +50,11 @@ class _Arguments(ctypes.Structure):
 class CompiledAttention:
     """The code compiled for `dtype`. `longest`: most tokens of a work that it computes."""
 
-    def __init__(
-        self, library: ctypes.CDLL, dtype: torch.dtype, longest: int = _ANY_LENGTH
-    ) -> None:
+    def __init__(self, compiled: Kernels, dtype: torch.dtype, longest: int = _ANY_LENGTH) -> None:
         self.longest = longest
         self._dtype = dtype
-        self._attend = library.lmtp_attend
+        self._limits = compiled
+        self._attend = compiled.functions.lmtp_attend
         self._attend.argtypes = [ctypes.POINTER(_Arguments)]
         self._attend.restype = None
 
@@ -70,9 +65,9 @@ class CompiledAttention:
             query.dtype == value.dtype == self._dtype
             and query.device.type == "cpu"
             and scores.are_plain
-            and value.shape[3] == dim <= _MAX_DIM
-            and dim % _VECTOR == 0
-            and heads <= _MAX_SHARED * value.shape[1]
+            and value.shape[3] == dim <= self._limits.attention_dim
+            and dim % self._limits.width == 0
+            and heads <= self._limits.attention_shared * value.shape[1]
         )
 
     def attend(
@@ -165,9 +160,9 @@ def compiled_attention_for(
     """The compiled code for a model on `device` in `dtype`, or None; and why."""
     if device.type != "cpu":
         return None, "only on a CPU"
-    library, why = kernels(dtype)
-    if library is None:
+    compiled, why = kernels(dtype)
+    if compiled is None:
         return None, why
     has_products = dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
     longest = _LONGEST_BFLOAT16 if has_products else _ANY_LENGTH
-    return CompiledAttention(library, dtype, longest), why
+    return CompiledAttention(compiled, dtype, longest), why

@@ -19,7 +19,7 @@ from transformers.activations import SiLUActivation
 from lmtp_replicate.engine.attention import Scores, Step
 from lmtp_replicate.engine.compiled_attention import CompiledStep
 from lmtp_replicate.engine.compiled_norms import CompiledNorm
-from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.kernels import Kernels, kernels
 from lmtp_replicate.engine.packed_linears import PackedLinear
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,7 @@ class CompiledLayer:
         )
         self._dtype = self._norms[0].dtype
         self._head_dim: int = layer.self_attn.head_dim  # type: ignore[union-attr, assignment]
-        library, _ = kernels(self._dtype)
-        assert library is not None  # its norms are compiled
-        self._gate = library.lmtp_gate
+        self._gate = _kernels_of(layer).functions.lmtp_gate
         self._gate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         self._gate.restype = None
         self._learned: tuple[int, Scores] | None = None
@@ -192,5 +190,12 @@ def _is_candidate(layer: nn.Module) -> bool:
         == 1
         and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
         and isinstance(getattr(attention, "head_dim", None), int)
-        and mlp.gate_proj.out_features % 8 == 0
+        and mlp.gate_proj.out_features % _kernels_of(layer).width == 0
     )
+
+
+def _kernels_of(layer: Any) -> Kernels:
+    """Those of the layer's norms."""
+    compiled, _ = kernels(layer.input_layernorm.forward.dtype)
+    assert compiled is not None
+    return compiled

@@ -7,35 +7,30 @@ code expects is not documented: the caller has to try each layer.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from lmtp_replicate.engine.kernels import kernels
-
-_BLOCKS: Final = {torch.float32: (64, 1), torch.bfloat16: (32, 32)}
-"""The sizes of a block, outputs and inputs, in which oneDNN lays out what the code reads."""
-MOST_ROWS: Final = 3
-"""As MAX_ROWS in the source."""
+from lmtp_replicate.engine.kernels import Kernels, kernels
 
 
 class CompiledLinear:
-    """`x` `[..., in_features]`, of at most MOST_ROWS rows, times a packed weight."""
+    """`x` `[..., in_features]`, of at most `most_rows` rows, times a packed weight."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, function: Any) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, compiled: Kernels) -> None:
+        self.most_rows = compiled.linear_rows
         self._outputs, self._inputs = weight.shape
         self._tensors = weight, bias  # kept: their memory is what the pointers lead to
         self._weight: int = torch.ops.mkldnn.data_ptr(weight)
         self._bias = None if bias is None else bias.data_ptr()
-        self._function = function
+        self._function = compiled.functions.lmtp_linear
         self._function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
         self._function.restype = None
 
     def takes(self, x: Tensor) -> bool:
         """Whether it can compute `x`."""
         return (
-            x.numel() <= MOST_ROWS * self._inputs
+            x.numel() <= self.most_rows * self._inputs
             and x.shape[-1] == self._inputs
             and x.dtype == self._tensors[0].dtype
             and x.is_contiguous()
@@ -52,12 +47,12 @@ class CompiledLinear:
 def compiled_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | None:
     """The code for a packed `weight`, if it is compiled and the weight's memory has the size that
     it expects."""
-    library, _ = kernels(weight.dtype)
-    if library is None:
+    compiled, _ = kernels(weight.dtype)
+    if compiled is None:
         return None
     outputs, inputs = weight.shape
-    wide, deep = _BLOCKS[weight.dtype]
+    wide, deep = compiled.linear_block
     laid_out = -(-outputs // wide) * wide * inputs * weight.itemsize
     if inputs % deep or torch.ops.mkldnn._nbytes(weight) != laid_out:
         return None
-    return CompiledLinear(weight, bias, library.lmtp_linear)
+    return CompiledLinear(weight, bias, compiled)

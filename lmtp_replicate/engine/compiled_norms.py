@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmtp_replicate.engine.kernels import DTYPES, kernels
+from lmtp_replicate.engine.kernels import DTYPES, Kernels, kernels
 
 logger = logging.getLogger(__name__)
 
-_VECTOR = 8
 _TRIED_ROWS = (1, 70)
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Of single numbers; of bfloat16's, transformers rounds one more time."""
@@ -48,12 +47,12 @@ def compile_norms(model: nn.Module) -> Norms:
         return Norms("none that can be compiled")
     norms = Norms("those that agree with transformers' own")
     for norm in candidates:
-        library, why = kernels(norm.weight.dtype)
-        if library is None:
+        compiled, why = kernels(norm.weight.dtype)
+        if compiled is None:
             norms.reason = why
             continue
-        forward = CompiledNorm(norm, library.lmtp_rms_norm)
-        if _agrees(norm, forward):
+        forward = CompiledNorm(norm, compiled)
+        if forward.is_possible and _agrees(norm, forward):
             norm.forward = forward
             norms.compiled.append(norm)
     return norms
@@ -62,11 +61,13 @@ def compile_norms(model: nn.Module) -> Norms:
 class CompiledNorm:
     """Takes the place of `norm.forward`; leaves to that what it does not know."""
 
-    def __init__(self, norm: nn.Module, function: Any) -> None:
+    def __init__(self, norm: nn.Module, compiled: Kernels) -> None:
         self._plain = norm.forward
         self._weight: Tensor = norm.weight  # type: ignore[assignment]
         self._epsilon = _epsilon(norm)
-        self._function = function
+        self.is_possible = self._weight.shape[0] % compiled.width == 0
+        """Whether the rows are whole vectors."""
+        self._function = compiled.functions.lmtp_rms_norm
         self._function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2, ctypes.c_float]
         self._function.restype = None
 
@@ -102,7 +103,6 @@ def _is_candidate(module: nn.Module) -> bool:
         and "forward" not in vars(module)  # nobody else's either
         and isinstance(weight, Tensor)
         and weight.dim() == 1
-        and weight.shape[0] % _VECTOR == 0
         and weight.dtype in DTYPES
         and weight.device.type == "cpu"
         and weight.is_contiguous()

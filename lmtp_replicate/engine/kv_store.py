@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lmtp_replicate.engine.huge_pages import prefer_huge_pages
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool
 
 
@@ -94,4 +95,5 @@ class KVStore:
             return like.new_zeros(shape)
         size = places * like[0, :, 0].numel() * like.itemsize
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        prefer_huge_pages(memory)
         return torch.frombuffer(memory, dtype=like.dtype).view(shape)

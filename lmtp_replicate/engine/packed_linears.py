@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lmtp_replicate.engine.compiled_linear import MOST_ROWS, CompiledLinear, compiled_linear
+from lmtp_replicate.engine.compiled_linear import CompiledLinear, compiled_linear
 from lmtp_replicate.engine.options import PackLinears
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,9 @@ def _compile(packed: PackedLinear) -> None:
     compiled = compiled_linear(packed.weight, packed.bias)
     if compiled is None:
         return
-    inputs = (_random(rows, packed) for rows in range(1, MOST_ROWS + 1))
+    # Up to fourteen, to have met tiles of all sizes.
+    tried = {*range(1, min(14, compiled.most_rows) + 1), compiled.most_rows}
+    inputs = (_random(rows, packed) for rows in tried)
     if all(_error(compiled(x), packed(x)) <= _TOLERANCES[x.dtype] for x in inputs):
         packed.compiled = compiled
 

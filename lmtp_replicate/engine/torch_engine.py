@@ -12,6 +12,7 @@ from lmtp_replicate.engine.admission import Admission
 from lmtp_replicate.engine.cuda_capture import capture_for
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.heap import keep_freed_memory
+from lmtp_replicate.engine.huge_pages import move_weights
 from lmtp_replicate.engine.interface import ModelCard, Sink, Ticket
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.loading import LoadedModel, load
@@ -65,6 +66,7 @@ class TorchEngine:
         )
         if capture is None:
             verdict = replace(verdict, decode_reason=uncaptured)
+        moved = move_weights(loaded.model)
         pages = kv_budget.pages(loaded, verdict.bytes_per_token, settings)
         pool = PagePool(pages, settings.page_tokens)
         sampler = Sampler(loaded.vocab_size)
@@ -81,7 +83,7 @@ class TorchEngine:
                 prefix = RadixPrefixIndex(pool)
         else:
             model = OneByOneModel(loaded.model, is_cached=verdict.is_cached)
-        self._card = _card(loaded, verdict, settings, pool, threads)
+        self._card = _card(loaded, verdict, settings, pool, threads, moved)
         pace = Pace(settings.chunk_tokens)
         self._loop = StepLoop(
             Admission(self._card, pool.tokens),
@@ -148,6 +150,7 @@ def _card(
     settings: EngineSettings,
     pool: PagePool,
     threads: tuple[int, str],
+    moved: int,
 ) -> ModelCard:
     return ModelCard(
         model=loaded.model_id,
@@ -173,6 +176,7 @@ def _card(
             "max_streams": settings.max_streams,
             "threads": threads[0],
             "threads_reason": threads[1],
+            "huge_page_bytes": moved,
             "linears": verdict.linears[0],
             "linears_reason": verdict.linears[1],
             "attention": "torch" if verdict.attention is None else "compiled",

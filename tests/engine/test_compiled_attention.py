@@ -231,7 +231,8 @@ def test_inner_levels_may_have_other_numbers_of_threads(
 from tests.engine.test_compiled_attention import Case
 from lmtp_replicate.engine.compiled_attention import CompiledAttention
 from lmtp_replicate.engine.kernels import kernels
-Case([(1, 50), (1, 60), (1, 70)], 12, 4, 64, None).assert_same(CompiledAttention(kernels(torch.float32)[0]))
+attention = CompiledAttention(kernels(torch.float32)[0], torch.float32)
+Case([(1, 50), (1, 60), (1, 70)], 12, 4, 64, None).assert_same(attention)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-c", code]

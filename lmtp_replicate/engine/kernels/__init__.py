@@ -20,12 +20,32 @@ DTYPES = frozenset(_DEFINITIONS)
 """What a library can be compiled for."""
 
 
+class Kernels:
+    """A compiled library and what its functions can take, which depends on the CPU."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.functions = library
+        self.width = self._limit("width")
+        """Numbers in a vector."""
+        self.attention_dim = self._limit("attention_dim")
+        """Largest size of a head."""
+        self.attention_shared = self._limit("attention_shared")
+        """Most query heads to a key head."""
+        self.linear_rows = self._limit("linear_rows")
+        self.linear_block = self._limit("linear_outputs"), self._limit("linear_inputs")
+        """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""
+
+    def _limit(self, name: str) -> int:
+        return ctypes.c_int32.in_dll(self.functions, f"lmtp_{name}").value
+
+
 @cache
-def kernels(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
-    """The compiled library for a model in `dtype`, or None; and why."""
+def kernels(dtype: torch.dtype) -> tuple[Kernels | None, str]:
+    """The kernels for a model in `dtype`, or None; and why."""
     if dtype not in DTYPES:
         return None, "only for float32 and bfloat16"
     try:
-        return compile_library(FOLDER, _DEFINITIONS[dtype]), "compiled for this CPU"
+        library = compile_library(FOLDER, _DEFINITIONS[dtype])
     except CompilationError as error:
         return None, str(error)
+    return Kernels(library), "compiled for this CPU"

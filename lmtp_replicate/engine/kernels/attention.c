@@ -12,9 +12,17 @@
 #include "step.h"
 
 enum {
-    KEYS = 64,     /* in a block */
-    ROWS = 96,     /* in a block: query tokens times query heads */
+    KEYS = 64, /* in a block */
+    ROWS = 96, /* in a block: query tokens times query heads */
+    AHEAD = 16, /* keys, and values, by which memory is asked in advance */
+#ifdef __AVX512F__
+    WIDE = 4, /* vectors of a value that are added at once to six rows: as many as registers hold */
+#else
+    WIDE = 2,
+#endif
 };
+
+const int32_t lmtp_attention_dim = MAX_DIM, lmtp_attention_shared = ROWS;
 
 /* Rows are ordered by key head, query token, and query head of that key head. */
 typedef struct {
@@ -30,23 +38,24 @@ typedef struct {
 #define HIDDEN (-3e38f) /* a score whose weight is zero, also against the lowest maximum */
 #define LOWEST (-1e30f)
 
-/* scores[row][key] = query[row] . keys[key]; up to seven more keys are given the last one's. */
+/* scores[row][key] = query[row] . keys[key], for at most WIDTH keys; up to WIDTH - 1 more are given
+   the last one's. */
 static void multiply_keys(int rows, int keys, int64_t dim, const float *query, const number *key,
                           int64_t stride, float *scores) {
     float room[WIDTH * MAX_DIM];
-    for (int k = 0; k < keys; k += WIDTH) {
-        const float *each[WIDTH];
-        for (int i = 0; i < WIDTH; i++)
-            each[i] = floats(key + (k + i < keys ? k + i : keys - 1) * stride, dim, room + i * dim);
-        for (int r = 0; r < rows; r++) {
-            vec products[WIDTH];
-            UNROLL for (int i = 0; i < WIDTH; i++) products[i] = all(0.0f);
-            for (int64_t d = 0; d < dim; d += WIDTH) {
-                const vec q = load(query + r * dim + d);
-                UNROLL for (int i = 0; i < WIDTH; i++) products[i] += q * load(each[i] + d);
-            }
-            store(scores + r * KEYS + k, sums_of(products));
+    const float *each[WIDTH];
+    for (int i = 0; i < WIDTH; i++) {
+        each[i] = floats(key + (i < keys ? i : keys - 1) * stride, dim, room + i * dim);
+        fetch(key + (i + AHEAD) * stride, dim);
+    }
+    for (int r = 0; r < rows; r++) {
+        vec products[WIDTH];
+        UNROLL for (int i = 0; i < WIDTH; i++) products[i] = all(0.0f);
+        for (int64_t d = 0; d < dim; d += WIDTH) {
+            const vec q = load(query + r * dim + d);
+            UNROLL for (int i = 0; i < WIDTH; i++) products[i] += q * load(each[i] + d);
         }
+        store(scores + r * KEYS, sums_of(products));
     }
 }
 
@@ -59,6 +68,7 @@ INLINE void add_values_tile(int rows, int wide, int keys, int64_t dim, const flo
         UNROLL for (int w = 0; w < wide; w++) sums[r][w] = load(output + r * dim + w * WIDTH);
     for (int k = 0; k < keys; k++) {
         vec v[4];
+        fetch(value + (k + AHEAD) * stride, wide * WIDTH);
         UNROLL for (int w = 0; w < wide; w++) v[w] = load_numbers(value + k * stride + w * WIDTH);
         UNROLL for (int r = 0; r < rows; r++) {
             const vec weight = all(weights[r * KEYS + k]);
@@ -81,9 +91,9 @@ static void add_values(int rows, int keys, int64_t dim, const float *weights, co
             case 1: TILE(1, 4) TILE(1, 1) break;
             case 2: TILE(2, 4) TILE(2, 1) break;
             case 3: TILE(3, 4) TILE(3, 1) break;
-            case 4: TILE(4, 2) TILE(4, 1) break;
-            case 5: TILE(5, 2) TILE(5, 1) break;
-            case 6: TILE(6, 2) TILE(6, 1) break;
+            case 4: TILE(4, WIDE) TILE(4, 1) break;
+            case 5: TILE(5, WIDE) TILE(5, 1) break;
+            case 6: TILE(6, WIDE) TILE(6, 1) break;
         }
         rows -= taken, weights += taken * KEYS, output += taken * dim;
     }
@@ -161,9 +171,11 @@ static void attend(Block *b) {
         const int keys = end - at < KEYS ? end - at : KEYS;
         const int padded = (keys + WIDTH - 1) / WIDTH * WIDTH;
         const int64_t lies = (b->work->first + at) * stride + b->kv_head * dim;
-        for (int h = 0; h < b->kv_heads; h++)
-            multiply_keys(each, keys, dim, b->query + h * each * dim, s->keys + lies + h * dim, stride,
-                          b->scores + h * each * KEYS);
+        for (int k = 0; k < keys; k += WIDTH)
+            for (int h = 0; h < b->kv_heads; h++)
+                multiply_keys(each, keys - k < WIDTH ? keys - k : WIDTH, dim,
+                              b->query + h * each * dim, s->keys + lies + k * stride + h * dim,
+                              stride, b->scores + h * each * KEYS + k);
         for (int r = 0; r < b->rows; r++) {
             hide(b, r, at, keys, padded);
             weigh(b, r, padded);

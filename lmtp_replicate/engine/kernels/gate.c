@@ -9,8 +9,8 @@ void lmtp_gate(number *gate, const number *up, int64_t count) {
     for (int64_t i = 0; i < count; i += WIDTH) {
         const vec x = load_numbers(gate + i);
         const ints is_negative = x < all(0);
-        const vec e = exponential(select(is_negative, x, -x)); /* of -|x|, which cannot overflow */
-        const vec sigmoid = select(is_negative, e, all(1)) / (1 + e);
+        const vec e = exponential(chosen(is_negative, x, -x)); /* of -|x|, which cannot overflow */
+        const vec sigmoid = chosen(is_negative, e, all(1)) / (1 + e);
         store_numbers(gate + i, x * sigmoid * load_numbers(up + i));
     }
 }

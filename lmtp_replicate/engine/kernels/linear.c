@@ -1,21 +1,16 @@
 /* A linear layer for few rows, on a weight that oneDNN has laid out in blocks of outputs. Compiled and
    called by compiled_linear.py.
 
-   So few rows take as long as the weight takes to come from memory; oneDNN's kernels take 1.2 to 1.4
-   times as long. With more rows they are the faster ones. */
+   So few rows take as long as the weight takes to come from memory, and that is faster when asked for
+   in time. Where MAX_ROWS ends, oneDNN's kernels are the faster ones. */
 
 #include "number.h"
 
-enum {
-    DEPTH = 64, /* inputs whose weights, at most 16 KiB of a block, stay in the first cache */
-    MAX_ROWS = 3,
-};
-
 #ifdef BFLOAT16
 
-enum { BLOCK = 32, STEP = 2, WIDEST = 4 };
-
-/* `[input / 2][32][2]`, with an even number of inputs: the factors of two lie in one vector. */
+/* `[input / 2][32][2]`, filled up with zeros to 32 inputs: the factors of two lie in one number of
+   32 bits. (AVX512-BF16 has an instruction for their products, which is no faster.) */
+enum { BLOCK = 32, BLOCK_INPUTS = 32, STEP = 2, DEPTH = 128 };
 typedef struct { vec low, high; } Factors;
 
 INLINE Factors factors_of(ints both) { return (Factors){(vec)(both << 16), (vec)(both & ~0xffff)}; }
@@ -27,54 +22,92 @@ INLINE Factors inputs_at(const number *x) {
     memcpy(&both, x, sizeof both);
     return factors_of(both - (ints){0});
 }
-INLINE vec product(Factors x, Factors w) { return x.low * w.low + x.high * w.high; }
+INLINE vec plus_products(vec sum, Factors x, Factors w) {
+    sum += x.low * w.low;
+    return sum + x.high * w.high;
+}
 
 #else
 
 /* `[input][64]`. */
-enum { BLOCK = 64, STEP = 1, WIDEST = 8 };
-
+enum { BLOCK = 64, BLOCK_INPUTS = 1, STEP = 1, DEPTH = 64 };
 typedef vec Factors;
 
-INLINE vec weights_at(const number *weight) { return load(weight); }
-INLINE vec inputs_at(const number *x) { return all(*x); }
-INLINE vec product(vec x, vec w) { return x * w; }
+INLINE Factors weights_at(const number *weight) { return load(weight); }
+INLINE Factors inputs_at(const number *x) { return all(*x); }
+INLINE vec plus_products(vec sum, Factors x, Factors w) { return sum + x * w; }
 
 #endif
 
-/* sums[row][:] += x[row] . weight, for `rows` and `wide` vectors of outputs: constants where it is
-   called, so that the sums stay in registers. */
-INLINE void add_tile(int rows, int wide, int64_t inputs, const number *x, int64_t stride,
-                     const number *weight, float *to) {
-    vec sums[MAX_ROWS][WIDEST];
+/* DEPTH: inputs whose weights, 8 or 16 KiB of a block, stay in the first cache for all rows. */
+enum {
+    VECTORS = BLOCK / WIDTH,
+    AHEAD = 2048 / sizeof(number), /* weights by which memory is asked in advance */
+#ifdef __AVX512F__
+    TILE_ROWS = 6, /* whose sums fill the registers */
+    MAX_ROWS = sizeof(number) == sizeof(float) ? 96 : TILE_ROWS,
+#else
+    TILE_ROWS = 3,
+    MAX_ROWS = TILE_ROWS,
+#endif
+};
+
+const int32_t lmtp_linear_rows = MAX_ROWS, lmtp_linear_outputs = BLOCK,
+              lmtp_linear_inputs = BLOCK_INPUTS;
+
+/* sums[row][:] += x[row] . weight, for `rows` and `wide` vectors of outputs. These and `is_first`,
+   whether nobody has read these weights yet, are constants where it is called, so that the sums stay
+   in registers. */
+INLINE void add_tile(int rows, int wide, int is_first, int64_t inputs, const number *x,
+                     int64_t stride, const number *weight, float *to) {
+    vec sums[TILE_ROWS][VECTORS];
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < wide; v++)
-            sums[r][v] = load(to + r * BLOCK + v * WIDTH);
+        UNROLL for (int v = 0; v < wide; v++) sums[r][v] = load(to + r * BLOCK + v * WIDTH);
     for (int64_t k = 0; k < inputs; k += STEP) {
-        Factors w[WIDEST];
-        UNROLL for (int v = 0; v < wide; v++)
-            w[v] = weights_at(weight + k * BLOCK + v * WIDTH * STEP);
+        const number *here = weight + k * BLOCK;
+        Factors w[VECTORS];
+        UNROLL for (int v = 0; v < wide; v++) w[v] = weights_at(here + v * WIDTH * STEP);
+        if (is_first) fetch(here + AHEAD, wide * WIDTH * STEP);
         UNROLL for (int r = 0; r < rows; r++) {
             const Factors input = inputs_at(x + r * stride + k);
-            UNROLL for (int v = 0; v < wide; v++) sums[r][v] += product(input, w[v]);
+            UNROLL for (int v = 0; v < wide; v++)
+                sums[r][v] = plus_products(sums[r][v], input, w[v]);
         }
     }
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < wide; v++)
-            store(to + r * BLOCK + v * WIDTH, sums[r][v]);
+        UNROLL for (int v = 0; v < wide; v++) store(to + r * BLOCK + v * WIDTH, sums[r][v]);
 }
 
-static void add(int rows, int64_t inputs, const number *x, int64_t stride, const number *weight,
-                float *sums) {
-#define TILES(rows, wide)                                                                     \
-    for (int n = 0; n < BLOCK; n += wide * WIDTH)                                             \
-        add_tile(rows, wide, inputs, x, stride, weight + n * STEP, sums + n);
+INLINE void add_rows(int rows, int is_first, int64_t inputs, const number *x, int64_t stride,
+                     const number *weight, float *sums) {
+#define TILES(rows, wide)                                                       \
+    case rows:                                                                  \
+        for (int n = 0; n < BLOCK; n += (wide) * WIDTH)                         \
+            add_tile(rows, wide, is_first, inputs, x, stride, weight + n * STEP, sums + n); \
+        break;
+    enum { WIDE = VECTORS < 4 ? VECTORS : 4 };
     switch (rows) {
-        case 1: TILES(1, WIDEST) break;
-        case 2: TILES(2, 4) break;
-        case 3: TILES(3, 4) break;
+        TILES(1, VECTORS)
+        TILES(2, WIDE)
+        TILES(3, WIDE)
+#if __AVX512F__
+        TILES(4, WIDE)
+        TILES(5, WIDE)
+        TILES(6, WIDE)
+#endif
     }
 #undef TILES
+}
+
+/* sums[row][:] += x[row] . weight, in tiles of about as many rows each. */
+static void add(int64_t rows, int64_t inputs, const number *x, int64_t stride, const number *weight,
+                float *sums) {
+    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t from = rows * t / tiles, count = rows * (t + 1) / tiles - from;
+        if (t == 0) add_rows(count, 1, inputs, x, stride, weight, sums);
+        else add_rows(count, 0, inputs, x + from * stride, stride, weight, sums + from * BLOCK);
+    }
 }
 
 /* output[row][out] = x[row] . weight[out] + bias[out]; `bias` may be null. At most MAX_ROWS rows. */

@@ -49,3 +49,8 @@ INLINE const float *floats(const number *from, int64_t count, float *room) {
     for (int64_t i = 0; i < count; i += WIDTH) store(room + i, load_numbers(from + i));
     return room;
 }
+
+/* Ask memory for `count` numbers, which may lie beyond its end. */
+INLINE void fetch(const number *from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / sizeof *from) __builtin_prefetch(from + i);
+}
