@@ -21,6 +21,7 @@ from transformers import (
 
 from lmtp_replicate.engine.compiled_layers import CompiledLayer
 from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.protocol.messages import Generate
 from tests.engine.oracle import Oracle
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("has_compiler")
 NONE = "none of Llama's parts, with packed linear layers and compiled norms"
 SHAPE = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 32,
+    "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -95,7 +96,7 @@ def test_layers_whose_attention_asks_for_positions_stay() -> None:
     torch.manual_seed(0)
     scaled = {"rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5}
     rope = {**scaled, "original_max_position_embeddings": 64}
-    network = Ministral3ForCausalLM(Ministral3Config(**SHAPE, head_dim=8, rope_parameters=rope))
+    network = Ministral3ForCausalLM(Ministral3Config(**SHAPE, head_dim=16, rope_parameters=rope))
     verdict = prove(network.eval(), VOCABULARY, 256)
     assert (verdict.path, verdict.layers) == ("packed", ("torch", NONE))
 
@@ -119,9 +120,16 @@ def test_without_packed_linear_layers_none_is_taken_over(pack: Any) -> None:
 def test_other_dtypes_stay_and_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmtp_replicate.engine.kernels.compile_library", None)
     kernels.cache_clear()
-    verdict = prove(tiny_network("llama").to(torch.bfloat16), VOCABULARY, 256)
-    assert verdict.layers == ("torch", "only for float32 on a CPU")
-    assert kernels.cache_info().currsize == 0
+    verdict = prove(tiny_network("llama").to(torch.float16), VOCABULARY, 256)
+    assert verdict.layers == ("torch", "only for float32 and bfloat16")
+
+
+@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="oneDNN lays out no bfloat16 here")
+def test_layers_in_bfloat16_are_taken_over() -> None:
+    network = tiny_network("llama").to(torch.bfloat16)
+    verdict = prove(network, VOCABULARY, 256)
+    assert (verdict.path, verdict.layers[0]) == ("packed", "compiled")
+    assert compiled(network) == list(network.model.layers)
 
 
 def test_without_a_packed_step_a_layer_is_transformers_own() -> None:

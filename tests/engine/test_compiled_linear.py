@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from lmtp_replicate.engine.compiled_linear import MOST_ROWS, CompiledLinear
+from lmtp_replicate.engine.compiled_linear import CompiledLinear
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.packed_linears import PackedLinear, pack_linears
+from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
 from tests.engine.running import running
 from tests.engine.tiny_models import tiny_loaded
 
@@ -25,9 +26,16 @@ def _compiled_anew() -> Iterator[None]:
     kernels.cache_clear()
 
 
-def packed(inputs: int, outputs: int, *, bias: bool = False, **options: Any) -> PackedLinear:
+def packed(
+    inputs: int,
+    outputs: int,
+    *,
+    bias: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> PackedLinear:
     torch.manual_seed(inputs + outputs)
-    holder = nn.Sequential(nn.Linear(inputs, outputs, bias=bias))
+    holder = nn.Sequential(nn.Linear(inputs, outputs, bias=bias, dtype=dtype))
     with torch.inference_mode():
         pack_linears(holder, "all", **options)
     layer = holder[0]
@@ -41,10 +49,28 @@ def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
     layer = packed(inputs, outputs, bias=bias)
     compiled, layer.compiled = layer.compiled, None
     assert compiled is not None
-    for rows in range(1, MOST_ROWS + 1):
+    for rows in range(1, compiled.most_rows + 1):
         x = torch.randn(1, rows, inputs)
         assert compiled.takes(x)
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="oneDNN lays out no bfloat16 here")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (768, 256), (96, 40), (224, 1000)])
+def test_few_rows_of_bfloat16_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
+    layer = packed(inputs, outputs, bias=bias, dtype=torch.bfloat16)
+    compiled, layer.compiled = layer.compiled, None
+    assert compiled is not None
+    for rows in range(1, compiled.most_rows + 1):
+        x = torch.randn(1, rows, inputs).to(torch.bfloat16)
+        assert compiled.takes(x)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="oneDNN lays out no bfloat16 here")
+def test_bfloat16_of_half_a_block_is_left_to_onednn() -> None:
+    assert packed(80, 64, dtype=torch.bfloat16).compiled is None
 
 
 def test_deep_layers_are_taken_too() -> None:
@@ -56,7 +82,7 @@ def test_other_inputs_are_left_to_onednn() -> None:
     layer = packed(64, 64)
     compiled = layer.compiled
     assert compiled is not None
-    assert not compiled.takes(torch.randn(1, MOST_ROWS + 1, 64))
+    assert not compiled.takes(torch.randn(1, compiled.most_rows + 1, 64))
     assert not compiled.takes(torch.randn(1, 64, 2).transpose(1, 2))
     assert not compiled.takes(torch.randn(1, 1, 3 * 64))
     assert not compiled.takes(torch.randn(1, 1, 64).to(torch.bfloat16))

@@ -63,8 +63,21 @@ def test_hooks_are_respected() -> None:
     assert network.model.norm not in compile_norms(network).compiled
 
 
+def test_norms_in_bfloat16_compute_the_same_but_for_a_rounding() -> None:
+    network = tiny_network("llama").to(torch.bfloat16)
+    norms = compile_norms(network)
+    assert len(norms.compiled) == len(compiled(network)) > 4
+    for norm in norms.compiled:
+        x = torch.randn(1, 70, norm.weight.shape[0]).to(torch.bfloat16) * 5
+        expected = type(norm).forward(norm, x)
+        torch.testing.assert_close(norm(x), expected, rtol=1e-2, atol=1e-6)
+        total, normed = norm.forward.add(x.clone(), x)
+        assert torch.equal(total, x + x)
+        assert torch.equal(normed, norm(x + x))
+
+
 def test_other_dtypes_stay() -> None:
-    norms = compile_norms(tiny_network("llama").to(torch.bfloat16))
+    norms = compile_norms(tiny_network("llama").to(torch.float16))
     assert (norms.compiled, norms.reason) == ([], "none that can be compiled")
 
 

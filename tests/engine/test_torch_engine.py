@@ -26,6 +26,7 @@ from tests.engine.running import PATIENCE, Answer, answers, running, submit
 from tests.engine.tiny_models import BOS, EOS, VOCABULARY, tiny_loaded, tiny_network
 
 NO_EOS = Mask(forbidden=bitset(EOS))
+BROKEN = 90
 LONG = {"max_tokens": 200, "mask": NO_EOS}
 
 
@@ -298,7 +299,7 @@ def test_the_card_tells_the_model_and_how_it_is_run(engine: TorchEngine) -> None
     assert (card.model, card.architecture, card.path) == ("tiny/llama", "llama", "packed")
     assert (card.vocab_size, card.eos_token_ids, card.bos_token_id) == (VOCABULARY, EOS, BOS)
     assert card.device == "cpu"
-    assert card.details["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4  # kv, layers, heads, dim, bytes
+    assert card.details["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4  # kv, layers, heads, dim, bytes
 
 
 def test_the_fallback_frees_the_caches_of_streams_that_ended(
@@ -327,13 +328,14 @@ def test_the_fallback_frees_the_caches_of_streams_that_ended(
 def test_numbers_that_overflow_in_one_stream_never_reach_another(settings: dict[str, Any]) -> None:
     """Attention reads what it masks: what a stream leaves behind in memory must be finite."""
     network = tiny_network("llama")
-    network.get_input_embeddings().weight[42] = float("nan")
+    network.get_input_embeddings().weight[BROKEN] = float("nan")
     ops = [Generate(n, tuple(range(n, 7 * n + 3)), 30, mask=NO_EOS) for n in range(4)]
     with running(tiny_loaded("llama"), **settings) as engine:
         expected = [answer.tokens for answer in answers(engine, ops)]
-    little = {**settings, "kv_cache_bytes": 256 * 1024}  # used again and again
+    assert not any(BROKEN in tokens for tokens in expected)
+    little = {**settings, "kv_cache_bytes": 512 * 1024}  # used again and again
     with running(tiny_loaded("llama", network), **little) as engine:
         for repetition in range(3):
-            broken = [Generate(n, (42,) * (60 + repetition), 1) for n in range(6)]
+            broken = [Generate(n, (BROKEN,) * (60 + repetition), 1) for n in range(6)]
             assert all("not finite" in answer.error for answer in answers(engine, broken))
             assert [answer.tokens for answer in answers(engine, ops)] == expected

@@ -19,7 +19,7 @@ WIDTH = 96
 EOS = (7, 8)
 BOS = 5
 
-_SMALL = {"vocab_size": WIDTH, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SMALL = {"vocab_size": WIDTH, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LLAMA = {**_SMALL, "num_key_value_heads": 2, "intermediate_size": 48}
 _MOST = {"max_position_embeddings": 256}
 
@@ -55,9 +55,9 @@ TINY = {
         Tiny("gemma2", _LLAMA | _MOST | {"head_dim": 16, "sliding_window": 8}),
         Tiny(
             "gpt2",
-            {"vocab_size": WIDTH, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+            {"vocab_size": WIDTH, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
         ),
-        Tiny("opt", _SMALL | _MOST | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+        Tiny("opt", _SMALL | _MOST | {"ffn_dim": 48, "word_embed_proj_dim": 64}),
         Tiny("gpt_neox", _SMALL | _MOST | {"intermediate_size": 48}),
         Tiny("phi3", _LLAMA | _MOST | {"pad_token_id": 0, "sliding_window": 8}),
         Tiny("mixtral", _LLAMA | _MOST | {"num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -77,7 +77,7 @@ TINY = {
             path="fallback",
         ),
         Tiny(
-            "bloom", {"vocab_size": WIDTH, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "fallback"
+            "bloom", {"vocab_size": WIDTH, "hidden_size": 64, "n_layer": 2, "n_head": 4}, "fallback"
         ),
         Tiny(
             "mamba",
