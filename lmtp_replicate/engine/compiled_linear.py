@@ -23,7 +23,7 @@ class CompiledLinear:
         self._tensors = weight, bias  # kept: their memory is what the pointers lead to
         self._weight: int = torch.ops.mkldnn.data_ptr(weight)
         self._bias = None if bias is None else bias.data_ptr()
-        self._function = compiled.functions.lmtp_linear
+        self._function = compiled.linear
         self._function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
         self._function.restype = None
 

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _ROWS_HINT = 32
 """Number of rows the layout is chosen for; it serves all others as well."""
 _TRIED_ROWS = (1, 7, 40)
+_COMPILED_ROWS = (*range(1, 14), 31, 49, 96)
+"""The same for our own code, whose tiles have up to six rows, or sixteen."""
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest root mean square difference between packed and plain, as a share of the output's. What
 is is of another dtype is not packed."""
@@ -178,9 +180,7 @@ def _compile(packed: PackedLinear) -> None:
     compiled = compiled_linear(packed.weight, packed.bias)
     if compiled is None:
         return
-    # Up to fourteen, to have met tiles of all sizes.
-    tried = {*range(1, min(14, compiled.most_rows) + 1), compiled.most_rows}
-    inputs = (_random(rows, packed) for rows in tried)
+    inputs = (_random(rows, packed) for rows in _COMPILED_ROWS if rows <= compiled.most_rows)
     if all(_error(compiled(x), packed(x)) <= _TOLERANCES[x.dtype] for x in inputs):
         packed.compiled = compiled
 

@@ -66,6 +66,7 @@ static void put_rotated(const Step *s, int64_t token, const number *from, number
 /* Put the new keys and values of a work in their places. */
 static void keep(const Step *s, const Work *w) {
     const New *k = &s->new_keys, *v = &s->new_values;
+#pragma omp parallel for if (w->count > 64)
     for (int64_t i = 0; i < w->count; i++)
         for (int64_t h = 0; h < s->kv_heads; h++) {
             const int64_t token = w->start + i;
