@@ -31,6 +31,8 @@ _PARTS = {
 }
 """All parts of a layer that is run here. That the layer puts them together as Llama does is for the
 proof to find out."""
+_HEAD_NORMS = ("q_norm", "k_norm")
+"""What attention may have too, as Qwen 3's: norms of each head's queries and keys."""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class CompiledLayer:
             layer.input_layernorm.forward,  # type: ignore[union-attr, assignment]
             layer.post_attention_layernorm.forward,  # type: ignore[union-attr]
         )
+        self._head_norms: list[CompiledNorm] = [norm.forward for norm in _head_norms(layer)]
         self._dtype = self._norms[0].dtype
         self._head_dim: int = layer.self_attn.head_dim  # type: ignore[union-attr, assignment]
         self._gate = _kernels_of(layer).functions.lmtp_gate
@@ -136,10 +139,13 @@ class CompiledLayer:
     ) -> Tensor:
         attention, mlp = self._parts.self_attn, self._parts.mlp
         normed = self._norms[0](x)
-        query, key, value = (
-            projection.forward(normed).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
+        heads = [
+            projection.forward(normed).unflatten(-1, (-1, self._head_dim))
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        ]
+        for place, norm in enumerate(self._head_norms):
+            heads[place] = norm(heads[place])
+        query, key, value = (head.transpose(1, 2) for head in heads)
         seen = step.attend_rotated(index, (query, key, value), scores, embeddings)
         x, normed = self._norms[1].add(x, attention.o_proj.forward(seen.flatten(-2)))
         gate = mlp.gate_proj.forward(normed)
@@ -166,32 +172,54 @@ class _Pupil:
 
 
 def _is_candidate(layer: nn.Module) -> bool:
+    return _has_parts(layer) and _is_free(layer) and _has_ours(layer)
+
+
+def _has_parts(layer: nn.Module) -> bool:
+    """Whether the layer has Llama's parts, and no others but norms of each head."""
     for name, parts in _PARTS.items():
         part = getattr(layer, name, None) if name else layer
-        if not isinstance(part, nn.Module) or {n for n, _ in part.named_children()} != parts:
+        if not isinstance(part, nn.Module):
             return False
-        if part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook"):
+        further = _HEAD_NORMS if name == "self_attn" and _head_norms(layer) else ()
+        if {child for child, _ in part.named_children()} != parts | {*further}:
             return False
-    attention: Any = layer.self_attn
-    mlp: Any = layer.mlp
-    if any("forward" in vars(part) for part in (layer, attention, mlp)):
-        return False  # somebody else has taken it over
-    # Ministral 3 scales its queries by their positions, beyond those of any trial.
-    asked = inspect.signature(type(attention).forward).parameters
-    if "position_ids" in asked or "cache_position" in asked:
+    return True
+
+
+def _is_free(layer: Any) -> bool:
+    """Whether nobody else changes, or wants to know, what the layer computes."""
+    parts = layer, layer.self_attn, layer.mlp
+    if any("forward" in vars(part) or hasattr(part, "_hf_hook") for part in parts):
         return False
+    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+        return False
+    # Ministral 3 scales its queries by their positions, beyond those of any trial.
+    asked = inspect.signature(type(layer.self_attn).forward).parameters
+    return "position_ids" not in asked and "cache_position" not in asked
+
+
+def _has_ours(layer: Any) -> bool:
+    """Whether all linear layers are packed and all norms compiled, in one dtype."""
+    attention, mlp = layer.self_attn, layer.mlp
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms = [layer.input_layernorm, layer.post_attention_layernorm, *_head_norms(layer)]
     return (
         all(isinstance(linear, PackedLinear) for linear in linears)
         and all(isinstance(norm.forward, CompiledNorm) for norm in norms)
-        and len({*(linear.weight.dtype for linear in linears), *(n.forward.dtype for n in norms)})
-        == 1
+        and len({part.weight.dtype for part in (*linears, *norms)}) == 1
         and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
         and isinstance(getattr(attention, "head_dim", None), int)
+        and all(norm.weight.shape == (attention.head_dim,) for norm in _head_norms(layer))
         and mlp.gate_proj.out_features % _kernels_of(layer).width == 0
     )
+
+
+def _head_norms(layer: Any) -> list[Any]:
+    """Those of queries and keys, if its attention has both."""
+    norms = [getattr(layer.self_attn, name, None) for name in _HEAD_NORMS]
+    return [] if None in norms else norms
 
 
 def _kernels_of(layer: Any) -> Kernels:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -24,12 +24,15 @@ from lmtp_replicate.engine.packed_linears import PackedLinear
 
 logger = logging.getLogger(__name__)
 
-_HUGE: Final = 2 << 20
+HUGE: Final = 2 << 20
+_SIZE: Final = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+_NEAR: Final = 64 << 10
+"""What may lie between two weights of one span."""
 _COLLAPSE: Final = 25
 """MADV_COLLAPSE of Linux 6.1 and later: now, and not when the system gets round to it."""
 
 Span = tuple[int, int]
-"""Address and length in bytes."""
+"""Where it starts and ends: addresses."""
 
 
 def prefer_huge_pages(memory: mmap.mmap) -> None:
@@ -40,11 +43,16 @@ def prefer_huge_pages(memory: mmap.mmap) -> None:
 
 
 def move_weights(model: nn.Module) -> int:
-    """Move the weights of `model` that are on a CPU to huge pages, where they are: their addresses
-    stay. Returns how many bytes of memory, of which they have most, are on such pages now."""
-    if not sys.platform.startswith("linux"):
+    """Move the weights of `model` that are on a CPU to huge pages; their addresses stay. Returns
+    how many bytes of them are there now."""
+    try:
+        if int(_SIZE.read_text()) != HUGE:
+            return 0
+        spans = list(joined(_weights(model)))
+    except Exception as error:  # no such pages; or weights of a kind that lies nowhere
+        logger.debug("No weights on huge pages: %s", error)
         return 0
-    moved = sum(map(_move, _pages(_joined(_weights(model))))) * _HUGE
+    moved = sum(covered for page, covered in mostly_covered(spans) if move(page))
     logger.info("%d MiB of weights are on huge pages.", moved >> 20)
     return moved
 
@@ -52,35 +60,40 @@ def move_weights(model: nn.Module) -> int:
 def _weights(model: nn.Module) -> Iterator[Span]:
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.layout == torch.strided:
-            yield parameter.data_ptr(), parameter.nbytes
+            yield parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            weight = module.weight
-            yield torch.ops.mkldnn.data_ptr(weight), torch.ops.mkldnn._nbytes(weight)
+            start = torch.ops.mkldnn.data_ptr(module.weight)
+            yield start, start + torch.ops.mkldnn._nbytes(module.weight)
 
 
-def _joined(spans: Iterable[Span]) -> Iterator[Span]:
-    """Neighbours as one span, what is between them included if that is less than a page."""
-    start = end = 0
-    for address, length in sorted(spans):
-        if address - end < _HUGE and end:
-            end = max(end, address + length)
+def joined(spans: Iterable[Span]) -> Iterator[Span]:
+    """Near neighbours as one span, with what lies between them."""
+    open_span: Span | None = None
+    for start, end in sorted(spans):
+        if open_span is not None and start - open_span[1] <= _NEAR:
+            open_span = open_span[0], max(open_span[1], end)
             continue
-        yield start, end - start
-        start, end = address, address + length
-    yield start, end - start
+        if open_span is not None:
+            yield open_span
+        open_span = start, end
+    if open_span is not None:
+        yield open_span
 
 
-def _pages(spans: Iterable[Span]) -> Iterator[int]:
-    """The addresses of all huge pages within the spans."""
-    for address, length in spans:
-        first = -(-address // _HUGE) * _HUGE
-        yield from range(first, (address + length) // _HUGE * _HUGE, _HUGE)
+def mostly_covered(spans: Iterable[Span]) -> Iterator[tuple[int, int]]:
+    """Addresses of the huge pages of which a span takes half or more, and what it takes."""
+    for start, end in spans:
+        for page in range(start // HUGE * HUGE, end, HUGE):
+            covered = min(end, page + HUGE) - max(start, page)
+            if 2 * covered >= HUGE:
+                yield page, covered
 
 
-def _move(page: int) -> bool:
-    """One by one: memory that cannot be moved, such as a file's, is not to stop the rest."""
+def move(page: int) -> bool:
+    """Have 2 MiB of memory from address `page` on moved to a huge page; whether the system did.
+    It does not move what is a file's, for instance."""
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    madvise(page, _HUGE, mmap.MADV_HUGEPAGE)
-    return bool(madvise(page, _HUGE, _COLLAPSE) == 0)
+    madvise(page, HUGE, mmap.MADV_HUGEPAGE)
+    return bool(madvise(page, HUGE, _COLLAPSE) == 0)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _ROWS_HINT = 32
 """Number of rows the layout is chosen for; it serves all others as well."""
 _TRIED_ROWS = (1, 7, 40)
-_COMPILED_ROWS = (*range(1, 14), 31, 49, 96)
+_COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 128)
 """The same for our own code, whose tiles have up to six rows, or sixteen."""
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest root mean square difference between packed and plain, as a share of the output's. What

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lmtp_replicate.engine.attention import PackedStep, Scores
 from lmtp_replicate.engine.compiled_attention import (
@@ -30,6 +32,14 @@ from tests.engine.running import running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
 CAPACITY = 256
+
+
+def attention_width() -> int | None:
+    """Numbers in a vector here."""
+    library, _ = kernels(torch.float32)
+    return None if library is None else library.width
+
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,9 +48,12 @@ def compiled(has_compiler: None) -> CompiledAttention:
     return attention_in(torch.float32)
 
 
-def attention_in(dtype: torch.dtype) -> CompiledAttention:
+def attention_in(dtype: torch.dtype, longest: int | None = None) -> CompiledAttention:
+    """As a model has it, or with another limit."""
     attention, why = compiled_attention_for(torch.device("cpu"), dtype)
     assert attention is not None, why
+    if longest is not None:
+        attention.longest = longest
     return attention
 
 
@@ -118,21 +131,52 @@ def test_any_mix_of_chunks_equals_torch(
     window: int | None,
     dtype: torch.dtype,
 ) -> None:
-    Case(works, kv_heads * shared, kv_heads, dim, window, dtype).assert_same(attention_in(dtype))
+    case = Case(works, kv_heads * shared, kv_heads, dim, window, dtype)
+    case.assert_same(attention_in(dtype, longest=1000))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     works=st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=7),
     longest=st.integers(0, 40),
+    window=st.none() | st.integers(1, 90),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_long_chunks_may_be_left_to_torch(
-    has_compiler: None, works: list[tuple[int, int]], longest: int
+    has_compiler: None,
+    works: list[tuple[int, int]],
+    longest: int,
+    window: int | None,
+    dtype: torch.dtype,
 ) -> None:
-    library, _ = kernels(torch.bfloat16)
-    assert library is not None
-    case = Case(works, 6, 2, 64, None, torch.bfloat16)
-    case.assert_same(CompiledAttention(library, torch.bfloat16, longest))
+    """Queries and keys are rotated for them too."""
+    found, stored = [], []
+    for limit in (longest, 1000):
+        case = Case(works, 6, 2, 64, window, dtype)
+        angles = torch.randn(1, sum(count for count, _ in works), 64, generator=case.random)
+        step = CompiledStep(attention_in(dtype, longest=limit), case.layout, case.store)
+        new, rotary = (case.query, *case.new), (angles.cos().to(dtype), angles.sin().to(dtype))
+        found.append(step.attend_rotated(0, new, case.scores, rotary))
+        stored.append(case.store.whole(0))
+    tolerance = 1e-4 if dtype == torch.float32 else 4e-2
+    torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=tolerance)
+    for few, many in zip(*stored, strict=True):
+        assert torch.equal(few, many)
+
+
+def test_rotated_queries_and_keys_equal_transformers(has_compiler: None) -> None:
+    case = Case([(1, 7), (30, 20), (3, 0)], 6, 2, 64, None)
+    plain = Case([(1, 7), (30, 20), (3, 0)], 6, 2, 64, None)
+    angles = torch.randn(1, 34, 32).repeat(1, 1, 2)
+    rotary = angles.cos(), angles.sin()
+    query, key = apply_rotary_pos_emb(plain.query, plain.new[0], *rotary)
+    expected = PackedStep(plain.layout, plain.store).attend(
+        0, query, key, plain.new[1], plain.scores
+    )
+    for longest in (0, 1000):
+        step = CompiledStep(attention_in(torch.float32, longest), case.layout, case.store)
+        found = step.attend_rotated(0, (case.query, *case.new), case.scores, rotary)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("streams", [1, 3, 4, 40])
@@ -166,6 +210,7 @@ def test_what_is_not_a_number_stays_in_its_own_stream(compiled: CompiledAttentio
     ("heads", "kv_heads", "dim", "dtype", "softcap"),
     [
         (4, 2, 12, torch.float32, None),
+        (4, 2, 72 if attention_width() == 16 else 76, torch.float32, None),
         (4, 2, 264, torch.float32, None),
         (97, 1, 64, torch.float32, None),
         (4, 2, 64, torch.bfloat16, None),
@@ -262,6 +307,30 @@ attention = attention_in(torch.float32)
 Case([(1, 50), (1, 60), (1, 70)], 12, 4, 64, None).assert_same(attention)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are flags of an x86 compiler")
+def test_shorter_vectors_compute_the_same(compiled: CompiledAttention) -> None:
+    """As on a CPU without AVX-512."""
+    code = """
+import torch
+from lmtp_replicate.engine.kernels import kernels
+from tests.engine.test_compiled_attention import Case, attention_in
+from tests.engine.test_compiled_linear import packed
+for dtype in (torch.float32, torch.bfloat16):
+    assert kernels(dtype)[0].width == 8
+    for works in ([(1, 50), (1, 60), (30, 70), (3, 0)], [(1, 9)]):
+        Case(works, 12, 4, 72, None, dtype).assert_same(attention_in(dtype, longest=1000))
+layer = packed(208, 1000)
+compiled, layer.compiled = layer.compiled, None
+for rows in range(1, 4):
+    x = torch.randn(1, rows, 208)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
+"""
+    environment = {**os.environ, "CC": "gcc -mno-avx512f"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from lmtp_replicate.engine.compiled_linear import CompiledLinear
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.packed_linears import PackedLinear, pack_linears
-from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
+from tests.engine.bfloat16 import onednn_packs_bfloat16
 from tests.engine.running import running
 from tests.engine.tiny_models import tiny_loaded
 
@@ -55,20 +56,49 @@ def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="oneDNN lays out no bfloat16 here")
+def has_tiles() -> bool:
+    """Whether this CPU has AMX: for others oneDNN may lay bfloat16 out in another way."""
+    compiled, _ = kernels(torch.bfloat16)
+    return compiled is not None and compiled.linear_rows == 128
+
+
+@pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (768, 256), (96, 40), (224, 1000)])
-def test_few_rows_of_bfloat16_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
+def test_few_rows_of_bfloat16_equal_onednn(
+    inputs: int, outputs: int, bias: bool, threads: int
+) -> None:
     layer = packed(inputs, outputs, bias=bias, dtype=torch.bfloat16)
     compiled, layer.compiled = layer.compiled, None
-    assert compiled is not None
+    if compiled is None:
+        assert not has_tiles()
+        return
+    torch.set_num_threads(threads)
     for rows in range(1, compiled.most_rows + 1):
         x = torch.randn(1, rows, inputs).to(torch.bfloat16)
         assert compiled.takes(x)
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="oneDNN lays out no bfloat16 here")
+@pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
+def test_bfloat16_without_tiles_equals_onednn() -> None:
+    """As on a CPU that has AMX and a system that does not allow it."""
+    layer = packed(768, 232, bias=True, dtype=torch.bfloat16)
+    compiled, layer.compiled = layer.compiled, None
+    if compiled is None:
+        assert not has_tiles()
+        return
+    library, _ = kernels(torch.bfloat16)
+    assert library is not None
+    compiled._function = library.functions.lmtp_linear
+    compiled._function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
+    for rows in range(1, library._limit("linear_rows") + 1):
+        x = torch.randn(1, rows, 768).to(torch.bfloat16)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
 def test_bfloat16_of_half_a_block_is_left_to_onednn() -> None:
     assert packed(80, 64, dtype=torch.bfloat16).compiled is None
 

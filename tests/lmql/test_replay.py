@@ -100,8 +100,12 @@ def test_a_replay_asks_for_the_same_ops(
     assert structure(again) == structure(trace)
     result = Result.load(trace.with_suffix(".replay.json"))
     recorded, replayed = (each.figures for each in result.measurements)
-    for figure in ("ops", "tokens", "predictions"):
+    for figure in ("ops", "tokens"):
         assert recorded[figure] == replayed[figure] > 0
+    if name == "in parallel":  # what meets in a prediction is a matter of milliseconds
+        assert 0 < replayed["predictions"] < replayed["ops"]
+    else:
+        assert recorded["predictions"] == replayed["predictions"] > 0
     assert replayed["failed_ops"] == 0
     assert "| replayed |" in capsys.readouterr().out
 

@@ -34,7 +34,7 @@ class Kernels:
         self.linear = library.lmtp_linear
         self.linear_rows = self._limit("linear_rows")
         """Most that `linear` takes, or is the fastest for."""
-        if hasattr(library, "lmtp_linear_tiles") and library.lmtp_tiles_allowed():
+        if hasattr(library, "lmtp_linear_tiles") and library.lmtp_allow_tiles():
             self.linear, self.linear_rows = library.lmtp_linear_tiles, self._limit("tiles_rows")
         self.linear_block = self._limit("linear_outputs"), self._limit("linear_inputs")
         """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""

@@ -4,13 +4,13 @@
    So few rows take as long as the weight takes to come from memory, and that is faster when asked for
    in time. Where MAX_ROWS ends, oneDNN's kernels are the faster ones. */
 
-#include "number.h"
+#include "packed.h"
 
 #ifdef BFLOAT16
 
-/* `[input / 2][32][2]`, filled up with zeros to 32 inputs: the factors of two lie in one number of
-   32 bits. (AVX512-BF16 has an instruction for their products, which is no faster.) */
-enum { BLOCK = 32, BLOCK_INPUTS = 32, STEP = 2, DEPTH = 128 };
+/* The weights of two inputs lie in one number of 32 bits. (AVX512-BF16 has an instruction for their
+   products, which is no faster.) */
+enum { STEP = 2, DEPTH = 128 };
 typedef struct { vec low, high; } Factors;
 
 INLINE Factors factors_of(ints both) { return (Factors){(vec)(both << 16), (vec)(both & ~0xffff)}; }
@@ -29,8 +29,7 @@ INLINE vec plus_products(vec sum, Factors x, Factors w) {
 
 #else
 
-/* `[input][64]`. */
-enum { BLOCK = 64, BLOCK_INPUTS = 1, STEP = 1, DEPTH = 64 };
+enum { STEP = 1, DEPTH = 64 };
 typedef vec Factors;
 
 INLINE Factors weights_at(const number *weight) { return load(weight); }

@@ -1,12 +1,11 @@
 /* A linear layer in bfloat16 by AMX, which multiplies tiles of 16 rows and 32 inputs by tiles of 32
    inputs and 16 outputs (Intel's Architecture Instruction Set Extensions Programming Reference,
-   chapter 3). The weight lies in the layout of linear.c, of which a tile is 16 lines. Called by
-   compiled_linear.py.
+   chapter 3). Called by compiled_linear.py in place of linear.c's, where the system allows.
 
    oneDNN's kernels for the same instructions take 1.4 times as long for few rows: they do not ask
    memory in advance, which is what few rows wait for. With many they are the faster ones. */
 
-#include "number.h"
+#include "packed.h"
 
 #if defined(BFLOAT16) && defined(__AMX_BF16__)
 
@@ -16,8 +15,7 @@
 
 enum {
     SIDE = 16,               /* rows of a tile, and outputs */
-    INPUTS = 32,             /* of a tile */
-    BLOCK = 2 * SIDE,        /* outputs, and rows, that are computed at once */
+    ROWS = 2 * SIDE,         /* that are computed at once, with a block of as many outputs */
     STRIDE = 2 * BLOCK * sizeof(number), /* bytes from pair to pair of inputs in a weight's block */
     AHEAD = 2048 / sizeof(number),
 };
@@ -25,7 +23,7 @@ enum {
 const int32_t lmtp_tiles_rows = 128;
 
 /* Ask Linux for the use of tiles (https://docs.kernel.org/arch/x86/xstate.html); whether it allows. */
-int32_t lmtp_tiles_allowed(void) {
+int32_t lmtp_allow_tiles(void) {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
@@ -43,10 +41,12 @@ static void configure(int64_t rows) {
         config.rows[tile] = each[tile];
         config.bytes[tile] = each[tile] ? 64 : 0;
     }
+    /* GCC's header tells of 8 bytes that are read (https://gcc.gnu.org/PR114098): all are. */
+    __asm__ volatile("" : : "m"(config) : "memory");
     _tile_loadconfig(&config);
 }
 
-/* sums[row][output] = x[row] . weight[output], for at most BLOCK rows and a block of outputs.
+/* sums[row][output] = x[row] . weight[output], for at most ROWS rows and a block of outputs.
    `is_first`: nobody has read this weight yet. */
 INLINE void multiply(int has_second, int is_first, int64_t inputs, const number *x,
                      const number *weight, float *sums) {
@@ -56,9 +56,9 @@ INLINE void multiply(int has_second, int is_first, int64_t inputs, const number 
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int64_t k = 0; k < inputs; k += INPUTS) {
+    for (int64_t k = 0; k < inputs; k += BLOCK_INPUTS) {
         const number *here = weight + k * BLOCK;
-        if (is_first) fetch(here + AHEAD, INPUTS * BLOCK);
+        if (is_first) fetch(here + AHEAD, BLOCK_INPUTS * BLOCK);
         _tile_loadd(6, here, STRIDE);
         _tile_loadd(7, here + 2 * SIDE, STRIDE);
         _tile_loadd(4, x + k, inputs * sizeof *x);
@@ -78,17 +78,18 @@ INLINE void multiply(int has_second, int is_first, int64_t inputs, const number 
     }
 }
 
-/* output[row][out] = x[row] . weight[out] + bias[out]; `bias` may be null. */
+/* output[row][out] = x[row] . weight[out] + bias[out]; `bias` may be null. Needs: inputs a multiple of
+   BLOCK_INPUTS. */
 void lmtp_linear_tiles(number *output, const number *x, const number *weight, const number *bias,
                        int64_t rows, int64_t inputs, int64_t outputs) {
 #pragma omp parallel for
     for (int64_t from = 0; from < outputs; from += BLOCK) {
         const int64_t count = outputs - from < BLOCK ? outputs - from : BLOCK;
         int64_t configured = 0;
-        for (int64_t row = 0; row < rows; row += BLOCK) {
-            const int64_t taken = rows - row < BLOCK ? rows - row : BLOCK;
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            const int64_t taken = rows - row < ROWS ? rows - row : ROWS;
             const number *these = x + row * inputs, *block = weight + from * inputs;
-            float sums[BLOCK * BLOCK];
+            float sums[ROWS * BLOCK];
             if (taken != configured) configure(configured = taken);
             if (taken > SIDE) multiply(1, row == 0, inputs, these, block, sums);
             else multiply(0, row == 0, inputs, these, block, sums);

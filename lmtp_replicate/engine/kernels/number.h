@@ -15,7 +15,8 @@ typedef uint32_t bits __attribute__((vector_size(4 * WIDTH)));
 INLINE vec load_numbers(const number *from) {
     return (vec)(__builtin_convertvector(*(const unaligned_halves *)from, bits) << 16);
 }
-/* Rounded to the nearest, of two as near to the even one. */
+/* Rounded to the nearest, of two as near to the even one. What is not a number stays so, since those
+   that a CPU makes, and widened ones, have low bits of zero. */
 INLINE void store_numbers(number *to, vec a) {
     const bits b = (bits)a, rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;
     *(unaligned_halves *)to = __builtin_convertvector(rounded, halves);

@@ -1,0 +1,12 @@
+/* How oneDNN lays out the weight of a linear layer: in blocks of outputs, the last one filled up with
+   zeros. Seen with torch 2.13 on CPUs with AVX2 and AVX-512 for float32, with AMX for bfloat16. */
+
+#include "number.h"
+
+#ifdef BFLOAT16
+/* `[input / 2][32][2]`, filled up with zeros to 32 inputs. */
+enum { BLOCK = 32, BLOCK_INPUTS = 32 };
+#else
+/* `[input][64]`. */
+enum { BLOCK = 64, BLOCK_INPUTS = 1 };
+#endif
