@@ -19,8 +19,9 @@ setup:
 demo: setup
 	@$(BIN)/lmtp-replicate demo $(if $(MODEL),"$(MODEL)")
 
+# Two at a time: half of the tests wait for processes that they have started.
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

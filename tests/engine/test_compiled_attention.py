@@ -158,8 +158,9 @@ def test_long_chunks_may_be_left_to_torch(
         new, rotary = (case.query, *case.new), (angles.cos().to(dtype), angles.sin().to(dtype))
         found.append(step.attend_rotated(0, new, case.scores, rotary))
         stored.append(case.store.whole(0))
-    tolerance = 1e-4 if dtype == torch.float32 else 4e-2
-    torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=tolerance)
+    # torch rounds rotated queries of bfloat16, so that single numbers may differ by more.
+    errors = (found[0].float() - found[1].float()).square().mean(dim=-1).sqrt()
+    assert errors.max() < (1e-5 if dtype == torch.float32 else 5e-2)
     for few, many in zip(*stored, strict=True):
         assert torch.equal(few, many)
 
