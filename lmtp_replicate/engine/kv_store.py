@@ -4,10 +4,9 @@ One tensor `[token, kv_head, head_dim]` for keys and one for values per layer, m
 first writes (only then its shapes, dtype and device are known for every architecture), so that a
 span of pages is a view and the new tokens of all streams are written by one scatter. On a CPU they
 are addresses for the whole pool, behind which the system puts memory page by page at the first
-write, of 2 MiB where it has such: nothing is reserved beyond the pages that were ever in use, and
-nothing is copied to grow. Memory is zero-filled, and zeroed again before another stream's use where
-it may be read before it is written (see `Scheduler`): attention multiplies what it masks by zero,
-and a stale NaN would come through.
+write: nothing is reserved beyond what was ever in use, and nothing is copied to grow. Memory is
+zero-filled, and zeroed again before another stream's use where it may be read before it is written
+(see `Scheduler`): attention multiplies what it masks by zero, and a stale NaN would come through.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lmtp_replicate.engine.huge_pages import prefer_huge_pages
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool
 
 
@@ -30,8 +28,7 @@ class KVStore:
         self.scratch = pool.tokens
         """A place that is no page's: rows that are nobody's write there."""
         self.end = 0
-        """Places from here on were never written: they are zero, and on a CPU take no
-        memory but for the rest of a page."""
+        """Places from here on were never written: they are zero, and take no memory on a CPU."""
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -97,5 +94,4 @@ class KVStore:
             return like.new_zeros(shape)
         size = places * like[0, :, 0].numel() * like.itemsize
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        prefer_huge_pages(memory)
         return torch.frombuffer(memory, dtype=like.dtype).view(shape)

@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from lmtp_replicate.engine.huge_pages import HUGE, joined, mostly_covered, move, move_weights
-from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.packed_linears import pack_linears
-from lmtp_replicate.engine.pages import PagePool
 from tests.engine.running import running
 from tests.engine.tiny_models import tiny_loaded
 
@@ -95,12 +93,3 @@ def test_a_model_of_small_weights_has_none() -> None:
 def test_weights_that_lie_nowhere_stop_nothing() -> None:
     with torch.device("meta"):
         assert move_weights(nn.Linear(2048, 2048)) == 0
-
-
-@pytest.mark.skipif(not are_given(), reason="this system gives no huge pages")
-def test_keys_and_values_come_to_lie_on_them() -> None:
-    store, before = KVStore(PagePool(total=1 << 14, page_tokens=16)), huge_bytes()
-    keys = torch.ones(1, 8, 1 << 14, 64)
-    store.extend(1 << 14)
-    store.write(0, torch.arange(1 << 14), keys, keys)  # 32 MiB of each
-    assert huge_bytes() - before > 48 * MIB
