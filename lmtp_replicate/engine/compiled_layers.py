@@ -7,7 +7,6 @@ its rotary embedding, and the gate.
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import logging
 from dataclasses import dataclass, field
@@ -83,9 +82,7 @@ class CompiledLayer:
         self._head_norms: list[CompiledNorm] = [norm.forward for norm in _head_norms(layer)]
         self._dtype = self._norms[0].dtype
         self._head_dim: int = layer.self_attn.head_dim  # type: ignore[union-attr, assignment]
-        self._gate = _kernels_of(layer).functions.lmtp_gate
-        self._gate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-        self._gate.restype = None
+        self._gate = _kernels_of(layer).gate
         self._learned: tuple[int, Scores] | None = None
 
     @property

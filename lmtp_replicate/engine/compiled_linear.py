@@ -6,8 +6,6 @@ code expects is not documented: the caller has to try each layer.
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -24,8 +22,6 @@ class CompiledLinear:
         self._weight: int = torch.ops.mkldnn.data_ptr(weight)
         self._bias = None if bias is None else bias.data_ptr()
         self._function = compiled.linear
-        self._function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
-        self._function.restype = None
 
     def takes(self, x: Tensor) -> bool:
         """Whether it can compute `x`."""

@@ -6,7 +6,6 @@ everything else out of the caches, each of them takes far longer than its arithm
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,9 +67,7 @@ class CompiledNorm:
         self._epsilon = _epsilon(norm)
         self.is_possible = self._weight.shape[0] % compiled.width == 0
         """Whether the rows are whole vectors."""
-        self._function = compiled.functions.lmtp_rms_norm
-        self._function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2, ctypes.c_float]
-        self._function.restype = None
+        self._function = compiled.rms_norm
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,8 +15,9 @@ import ctypes
 import logging
 import mmap
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -87,7 +88,14 @@ def mostly_covered(spans: Iterable[Span]) -> Iterator[tuple[int, int]]:
 def move(page: int) -> bool:
     """Have 2 MiB of memory from address `page` on moved to a huge page; whether the system did.
     It does not move what is a file's, for instance."""
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    madvise = _madvise()
     madvise(page, HUGE, mmap.MADV_HUGEPAGE)
     return bool(madvise(page, HUGE, _COLLAPSE) == 0)
+
+
+@cache
+def _madvise() -> Any:
+    """The C library's (https://man7.org/linux/man-pages/man2/madvise.2.html)."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return madvise

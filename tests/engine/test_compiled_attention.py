@@ -32,15 +32,16 @@ from tests.engine.running import running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
 CAPACITY = 256
+ROOT = Path(__file__).parents[2]
+WORKS = st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=7)
+WINDOW = st.none() | st.integers(1, 90)
+DTYPE = st.sampled_from([torch.float32, torch.bfloat16])
 
 
 def attention_width() -> int | None:
     """Numbers in a vector here."""
     library, _ = kernels(torch.float32)
     return None if library is None else library.width
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +116,12 @@ class Case:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    works=st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=7),
+    works=WORKS,
     kv_heads=st.integers(1, 4),
     shared=st.sampled_from([1, 2, 3, 5, 7, 8, 40]),
     dim=st.sampled_from([16, 48, 64, 80, 256]),
-    window=st.none() | st.integers(1, 90),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    window=WINDOW,
+    dtype=DTYPE,
 )
 def test_any_mix_of_chunks_equals_torch(
     has_compiler: None,
@@ -137,10 +138,10 @@ def test_any_mix_of_chunks_equals_torch(
 
 @settings(max_examples=40, deadline=None)
 @given(
-    works=st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=7),
+    works=WORKS,
     longest=st.integers(0, 40),
-    window=st.none() | st.integers(1, 90),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    window=WINDOW,
+    dtype=DTYPE,
 )
 def test_long_chunks_may_be_left_to_torch(
     has_compiler: None,

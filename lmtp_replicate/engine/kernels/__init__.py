@@ -6,8 +6,10 @@ For each of the two they are a library, compiled at the first use.
 from __future__ import annotations
 
 import ctypes
+from ctypes import c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,13 +33,23 @@ class Kernels:
         """Largest size of a head."""
         self.attention_shared = self._limit("attention_shared")
         """Most query heads to a key head."""
-        self.linear = library.lmtp_linear
-        self.linear_rows = self._limit("linear_rows")
-        """Most that `linear` takes, or is the fastest for."""
-        if hasattr(library, "lmtp_linear_tiles") and library.lmtp_allow_tiles():
-            self.linear, self.linear_rows = library.lmtp_linear_tiles, self._limit("tiles_rows")
+        self.gate = self._function("gate", *[c_void_p] * 2, c_int64)
+        self.rms_norm = self._function("rms_norm", *[c_void_p] * 4, *[c_int64] * 2, c_float)
+        self.few_rows = self._linear("linear", "linear_rows")
+        """A linear layer, and the most rows that it takes, or is the fastest for."""
+        has_tiles = hasattr(library, "lmtp_linear_tiles") and library.lmtp_allow_tiles()
+        tiles = self._linear("linear_tiles", "tiles_rows") if has_tiles else None
+        self.linear, self.linear_rows = tiles or self.few_rows
         self.linear_block = self._limit("linear_outputs"), self._limit("linear_inputs")
         """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""
+
+    def _linear(self, name: str, limit: str) -> tuple[Any, int]:
+        return self._function(name, *[c_void_p] * 4, *[c_int64] * 3), self._limit(limit)
+
+    def _function(self, name: str, *argtypes: Any) -> Any:
+        function = getattr(self.functions, f"lmtp_{name}")
+        function.argtypes, function.restype = argtypes, None
+        return function
 
     def _limit(self, name: str) -> int:
         return ctypes.c_int32.in_dll(self.functions, f"lmtp_{name}").value

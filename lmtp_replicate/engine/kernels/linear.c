@@ -41,7 +41,6 @@ INLINE vec plus_products(vec sum, Factors x, Factors w) { return sum + x * w; }
 /* DEPTH: inputs whose weights, 8 or 16 KiB of a block, stay in the first cache for all rows. */
 enum {
     VECTORS = BLOCK / WIDTH,
-    AHEAD = 2048 / sizeof(number), /* weights by which memory is asked in advance */
 #ifdef __AVX512F__
     TILE_ROWS = 6, /* whose sums fill the registers */
     MAX_ROWS = sizeof(number) == sizeof(float) ? 96 : TILE_ROWS,

@@ -17,7 +17,6 @@ enum {
     SIDE = 16,               /* rows of a tile, and outputs */
     ROWS = 2 * SIDE,         /* that are computed at once, with a block of as many outputs */
     STRIDE = 2 * BLOCK * sizeof(number), /* bytes from pair to pair of inputs in a weight's block */
-    AHEAD = 2048 / sizeof(number),
 };
 
 const int32_t lmtp_tiles_rows = 128;

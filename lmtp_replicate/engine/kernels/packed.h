@@ -10,3 +10,5 @@ enum { BLOCK = 32, BLOCK_INPUTS = 32 };
 /* `[input][64]`. */
 enum { BLOCK = 64, BLOCK_INPUTS = 1 };
 #endif
+
+enum { AHEAD = 2048 / sizeof(number) }; /* weights by which memory is asked in advance */
