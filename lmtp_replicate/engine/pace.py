@@ -11,7 +11,9 @@ them, reckoned by what a token took where nothing decoded: others wait for it a 
 While a prompt is run the steps go by with fewer streams than there could be, and each costs nearly
 as much. With short prompts arriving all the time, as LMQL's ops do, a tenth of a second is enough
 where a token takes half a millisecond; where it takes more than one, prompts come in more slowly
-than streams end, and a third of the throughput at 32 streams is lost.
+than streams end, and a third of the throughput at 32 streams is lost. Where many arrive at once
+larger steps serve all of them sooner: with 2048 tokens instead of 512 at most, 32 streams in
+bfloat16 got a fifth more throughput and waited two thirds as long for the first token.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ SLOWDOWN = 2.0
 LEAST = 16
 SHORT_SECONDS = 0.5
 SHORT_STEPS = 2
+ALONE = 512
+"""With nothing decoding a step has room for so many tokens, or what fits into `SHORT_SECONDS` if
+that is more: whoever arrives meanwhile waits for its end."""
 _WEIGHT = 0.25
 
 
@@ -38,7 +43,7 @@ class Room(NamedTuple):
 
 
 class Pace:
-    """Measured step times. `chunk_tokens` is the room of a step in which nothing decodes."""
+    """Measured step times. `chunk_tokens`: the most room that any step has."""
 
     def __init__(self, chunk_tokens: int) -> None:
         self._chunk_tokens = chunk_tokens
@@ -50,7 +55,8 @@ class Pace:
     def room(self, decoding: int) -> Room:
         """That of a step with `decoding` decoding streams."""
         if not decoding:
-            return Room(self._chunk_tokens, self._chunk_tokens)
+            alone = min(max(ALONE, self._fitting(SHORT_SECONDS, self._alone())), self._chunk_tokens)
+            return Room(alone, alone)
         spare = (SLOWDOWN - 1) * self._decode_time(decoding)
         long = self._fitting(spare, self._token_seconds)
         # Not by `c`: with many streams it is far too high until a step of them alone has been seen.

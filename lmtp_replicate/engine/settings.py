@@ -12,7 +12,7 @@ from lmtp_replicate.engine.options import LoadOptions, PackLinears
 class EngineSettings:
     """kv_cache_bytes: memory for keys and values; None takes what the device can spare.
     page_tokens: tokens per page. max_streams: streams in one step; more wait their turn.
-    chunk_tokens: most tokens of prompts in one step (fewer while other streams decode).
+    chunk_tokens: most tokens of prompts in one step (fewer where that would take long, see `Pace`).
     pack_linears, compile_kernels, decode_graphs: as in `LoadOptions`.
     reuse_prefixes: whether tokens that were run for one stream are known to the next ones; off, the
     results are the same and every prompt is run from its start."""
@@ -20,7 +20,7 @@ class EngineSettings:
     kv_cache_bytes: int | None = None
     page_tokens: int = 16
     max_streams: int = 128
-    chunk_tokens: int = 512
+    chunk_tokens: int = 2048
     pack_linears: PackLinears = "all"
     compile_kernels: bool = True
     decode_graphs: bool = False

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_replicate.engine.pace import LEAST, SHORT_SECONDS, SHORT_STEPS, Pace
+from lmtp_replicate.engine.pace import ALONE, LEAST, SHORT_SECONDS, SHORT_STEPS, Pace
 
 
 @given(
@@ -53,10 +53,16 @@ def test_short_prompts_are_not_held_up_by_numbers_of_streams_not_seen_before() -
     assert pace.room(32).short == 500
 
 
-def test_with_nothing_decoding_the_whole_chunk_is_used() -> None:
-    pace = Pace(chunk_tokens=512)
+@given(each=st.floats(1e-6, 0.1), chunk_tokens=st.integers(1, 10_000))
+def test_with_nothing_decoding_a_step_takes_half_a_second(each: float, chunk_tokens: int) -> None:
+    pace = Pace(chunk_tokens)
     pace.observe(1, 16, 9.0)
-    assert pace.room(0) == (512, 512)
+    assert pace.room(0) == (min(ALONE, chunk_tokens),) * 2, "one token has been seen to be dear"
+    pace.observe(0, 500, 500 * each)
+    room = pace.room(0)
+    assert room.short == room.long <= chunk_tokens
+    if room.long < chunk_tokens:
+        assert room.long == ALONE or abs(room.long * each - SHORT_SECONDS) <= 1.001 * each
 
 
 @pytest.mark.parametrize("decoding", [1, 7, 100])
