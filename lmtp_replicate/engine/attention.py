@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from lmtp_replicate.engine.groups import Group
 from lmtp_replicate.engine.kv_store import KVStore
-from lmtp_replicate.engine.layout import Group, Layout
+from lmtp_replicate.engine.layout import Layout
 
 PACKED = "lmtp_packed"
 
@@ -62,7 +63,7 @@ class PackedStep:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
     ) -> Tensor:
         layout, store = self.layout, self.store
-        store.write(layer, layout.places.to(key.device), key, value)
+        store.write(layer, layout.addresses.to(key.device), key, value)
         output = value.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         for group in layout.groups:
             attended = self.attend_group(layer, group, query[0, :, group.packed], scores)
@@ -72,8 +73,7 @@ class PackedStep:
     def attend_group(self, layer: int, group: Group, query: Tensor, scores: Scores) -> Tensor:
         """Attention of the group's `query` `[query_head, token, dim]` over what the store holds:
         `[token, query_head, dim]`."""
-        seen = group.seen(scores.window)
-        keys, values = self.store.view(layer, group.first, group.batch, group.capacity, seen)
+        keys, values = group.source.read(self.store, layer, group.seen(scores.window))
         return _attend(query, keys, values, group, scores)
 
 

@@ -9,7 +9,7 @@ torch where the CPU has instructions for such products: ours are float32's.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Final
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.attention import PackedStep, Scores
+from lmtp_replicate.engine.groups import Group, Neighbours
 from lmtp_replicate.engine.kernels import Kernels, kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
@@ -108,12 +109,7 @@ class CompiledStep:
         self._plain = PackedStep(layout, store)
         self._long = [group for group in layout.groups if group.count > attention.longest]
         self.is_used = False
-        works = [
-            (group.start + index * group.count, group.count, first, position)
-            for group in layout.groups
-            for index, position in enumerate(group.positions)
-            for first in [group.first + index * group.capacity]
-        ]
+        works = [work for group in layout.groups for work in _works(group)]
         self._works = torch.tensor(works, dtype=torch.int64)
 
     def attend(
@@ -152,6 +148,15 @@ class CompiledStep:
             query = output[0, group.packed].transpose(0, 1)
             output[0, group.packed] = self._plain.attend_group(layer, group, query, scores)
         return output
+
+
+def _works(group: Group) -> Iterator[tuple[int, int, int, int]]:
+    """Those of `group` as `CompiledAttention.attend` wants them."""
+    source = group.source
+    assert isinstance(source, Neighbours), "keys and values do not lie one after another"
+    for index, position in enumerate(group.positions):
+        first = source.first + index * source.capacity
+        yield group.start + index * group.count, group.count, first, position
 
 
 def compiled_attention_for(

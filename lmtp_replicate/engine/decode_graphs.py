@@ -1,21 +1,27 @@
 """Decode steps that are recorded once and replayed: no Python and no launches layer by layer.
 
 A recording has fixed shapes and addresses. So there is one for each number of streams of a row of
-powers of two (and span of attention), which reads one static buffer of numbers and leaves its
-logits in one static tensor. Rows beyond the step's streams write to a place of the store that is
+powers of two, and each width of their tables, which reads a static buffer of numbers and leaves its
+logits in one static tensor. Rows beyond the step's streams write to a page of the store that is
 nobody's, and their logits are not looked at. Everything but decode steps runs as without.
+
+Which attention is the fastest depends on the device, the model and the shape: each recording is
+made with all of them, and the fastest stays.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Protocol
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.decode_attention import DecodeAttention, DecodeStep
+from lmtp_replicate.engine.groups import padded_table
 from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.transfer import host_tensor
@@ -24,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 _WARM_LENGTHS = (256, 1024)
 """Lengths of streams whose steps are recorded at start; others are at their first use."""
+_LEAST = 256
+"""Tokens that the tables of a recording lead to: so many times a power of four. So there are few
+recordings, and none that looks at far too many."""
+_TIMED = 3
+"""How often a recording is replayed to find out how long it takes."""
 
 
 class Capture(Protocol):
@@ -34,22 +45,31 @@ class Capture(Protocol):
         cannot be recorded."""
 
 
+class _Recording(NamedTuple):
+    replay: Callable[[], None]
+    ints: Tensor
+    """Static, int64 `[stream, 2 + page]`: tokens, positions and tables."""
+
+
 class DecodeGraphs:
-    """Runs plans like `packed`, decode steps of up to `max_streams` streams by recordings."""
+    """Runs plans like `packed`, decode steps of up to `max_streams` streams by recordings with one
+    of `attentions`."""
 
     whole_prompts = False
 
     def __init__(
-        self, packed: PackedModel, attention: DecodeAttention, capture: Capture, max_streams: int
+        self,
+        packed: PackedModel,
+        attentions: Sequence[DecodeAttention],
+        capture: Capture,
+        max_streams: int,
     ) -> None:
         self._packed = packed
-        self._attention = attention
+        self._attentions = attentions
         self._capture = capture
         self._sizes = [1 << n for n in range((max_streams - 1).bit_length() + 1)]
-        # Static: recordings know its address. Those of n streams use its first 3 * n numbers.
-        self._ints = torch.zeros(3 * self._sizes[-1], dtype=torch.int64, device=packed.device)
         self._logits: Tensor | None = None
-        self._recordings: dict[tuple[int, int], Callable[[], None] | None] = {}
+        self._recordings: dict[tuple[int, int], _Recording | None] = {}
         self.replayed = 0
         """Steps that were replayed so far."""
 
@@ -63,64 +83,91 @@ class DecodeGraphs:
             logger.info("Warm-up: decode step %d of %d, %d streams", number, len(wanted), streams)
 
     def record(self, streams: int, longest: int) -> None:
-        """Record the step of `streams` streams, the longest of `longest` tokens, if it is to be."""
-        key = self._key(streams, longest)
-        if key is not None and key not in self._recordings:
-            self._fill([], key[0])
-            self._recordings[key] = self._capture(lambda: self._run(*key))
+        """Record the step of `streams` streams, the longest of `longest` tokens, if it is to be.
+        Raises what the last attention does that cannot be recorded, if none can."""
+        size, span = self._key(streams, longest)
+        attentions = [attention for attention in self._attentions if size * span <= attention.most]
+        if attentions and (size, span) not in self._recordings:
+            self._recordings[size, span] = self._fastest(attentions, size, span)
 
     def forward(self, plan: Plan) -> Tensor:
         """Logits of the plan's rows: `[rows, width]`; those of a replayed step are valid until the
         next one."""
-        replay = self._recording(plan)
-        if replay is None:
+        recording = self._recording(plan)
+        if recording is None:
             return self._packed.forward(plan)
-        self._packed.prepare(plan.changes, max(map(self._packed.place, plan.works)) + 1)
-        self._fill(plan.works, _size(len(plan.works)))
-        replay()
+        self._packed.prepare(plan.changes, max(map(self._packed.address, plan.works)) + 1)
+        self._fill(recording.ints, plan.works)
+        recording.replay()
         self.replayed += 1
         assert self._logits is not None
         return self._logits[: len(plan.works)]
 
-    def _recording(self, plan: Plan) -> Callable[[], None] | None:
+    def _recording(self, plan: Plan) -> _Recording | None:
         if plan.decoding < len(plan.works) or not 0 < len(plan.works) <= self._sizes[-1]:
             return None
-        longest = max(work.stop for work in plan.works)
-        key = self._key(len(plan.works), longest)
-        if key is None:
-            return None
+        key = self._key(len(plan.works), max(work.stop for work in plan.works))
         try:
             self.record(*key)
         except Exception:
             logger.warning("Steps of %d streams cannot be recorded.", key[0], exc_info=True)
             self._recordings[key] = None
-        return self._recordings[key]
+        return self._recordings.get(key)
 
-    def _key(self, streams: int, longest: int) -> tuple[int, int] | None:
+    def _key(self, streams: int, longest: int) -> tuple[int, int]:
         """Which recording the step is, of how many streams and tokens of each."""
-        size = _size(streams)
-        span = self._attention.span(size, longest)
-        return None if span is None else (size, span)
+        span = _LEAST
+        while span < longest:
+            span *= 4
+        return 1 << (streams - 1).bit_length(), span
 
-    def _run(self, size: int, span: int) -> None:
+    def _fastest(self, attentions: Sequence[DecodeAttention], size: int, span: int) -> _Recording:
+        pages = -(-span // self._packed.pool.page_tokens)
+        ints = torch.zeros(size, 2 + pages, dtype=torch.int64, device=self._packed.device)
+        self._fill(ints, [])
+        recorded: list[tuple[float, str, _Recording]] = []
+        failure: Exception | None = None
+        for attention in attentions:
+            try:
+                replay = self._capture(partial(self._run, ints, attention))
+                seconds = self._seconds(replay) if len(attentions) > 1 else 0.0
+                recorded.append((seconds, attention.name, _Recording(replay, ints)))
+            except Exception as error:
+                logger.info("No recording with %s attention: %s", attention.name, error)
+                failure = error
+        if not recorded:
+            assert failure is not None
+            raise failure
+        _, name, best = min(recorded, key=lambda each: each[0])
+        logger.info("Steps of %d streams and %d tokens of each: %s attention", size, span, name)
+        return best
+
+    def _seconds(self, replay: Callable[[], None]) -> float:
+        """How long it takes, at the least."""
+        assert self._logits is not None
+        taken = []
+        for _ in range(_TIMED):
+            began = time.perf_counter()
+            replay()
+            self._logits[0, 0].item()  # wait for the device
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    def _run(self, ints: Tensor, attention: DecodeAttention) -> None:
         """What is recorded."""
-        ints = self._ints[: 3 * size].view(3, size)
-        step = DecodeStep(ints, span, self._packed.store, self._attention)
-        logits = self._packed.run(step.tokens[None], step.positions[None], 0, step)
+        tokens, positions, tables = ints[:, 0], ints[:, 1], ints[:, 2:]
+        step = DecodeStep(tokens, positions, tables, self._packed.store, attention)
+        logits = self._packed.run(tokens[None], positions[None], 0, step)
         if self._logits is None:
             self._logits = logits.new_empty(self._sizes[-1], logits.shape[1])
-        self._logits[:size].copy_(logits)
+        self._logits[: len(logits)].copy_(logits)
 
-    def _fill(self, works: list[Work], size: int) -> None:
+    def _fill(self, ints: Tensor, works: list[Work]) -> None:
         """The static numbers: those of `works`, then of rows that are nobody's."""
-        rest = size - len(works)
-        tokens = [work.stream.tokens[work.start] for work in works] + [0] * rest
-        positions = [work.start for work in works] + [0] * rest
-        firsts = [self._packed.place(work) - work.start for work in works]
-        firsts += [self._packed.store.scratch] * rest
-        numbers = host_tensor(tokens + positions + firsts, torch.int64, self._ints.device)
-        self._ints[: 3 * size].copy_(numbers, non_blocking=True)
-
-
-def _size(streams: int) -> int:
-    return 1 << (streams - 1).bit_length()
+        size, pages = ints.shape[0], ints.shape[1] - 2
+        page_tokens = self._packed.pool.page_tokens
+        rows = [
+            [w.stream.tokens[w.start], w.start, *padded_table(w, page_tokens, pages)] for w in works
+        ]
+        rows += [[0, 0, *[self._packed.store.scratch] * pages]] * (size - len(works))
+        ints.copy_(host_tensor(rows, torch.int64, ints.device), non_blocking=True)

@@ -7,8 +7,11 @@ import os
 import torch
 
 from lmtp_replicate.engine.loading import LoadedModel
+from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.scheduler import MOST_ROWS
 from lmtp_replicate.engine.settings import EngineSettings
+from lmtp_replicate.engine.spans import Spans
+from lmtp_replicate.engine.tables import Tables
 
 _CPU_BYTES = 4 << 30
 """On a CPU when nothing is said: this, or a quarter of the machine's."""
@@ -22,13 +25,20 @@ _OTHER_BYTES = 512 << 20
 """A chunk of prompt on its way through the model, and what recorded decode steps hold."""
 
 
-def pages(loaded: LoadedModel, bytes_per_token: int, settings: EngineSettings) -> int:
-    """How many pages: never more than the streams can use, never fewer than one."""
+def pool(loaded: LoadedModel, bytes_per_token: int, settings: EngineSettings) -> PagePool:
+    """Pages for keys and values: never more than the streams can use, never fewer than one."""
+    kind = pool_kind(loaded.device, settings)
     available = settings.kv_cache_bytes or _spare_bytes(loaded, settings)
     page_bytes = max(1, bytes_per_token) * settings.page_tokens
     longest = -(-loaded.context_length // settings.page_tokens)
-    useful = settings.max_streams << (longest - 1).bit_length()
-    return max(1, min(available // page_bytes, useful))
+    useful = settings.max_streams * kind.rounded(longest)
+    return kind(max(1, min(available // page_bytes, useful)), settings.page_tokens)
+
+
+def pool_kind(device: torch.device, settings: EngineSettings) -> type[PagePool]:
+    """Of pools for a model on `device`."""
+    share = device.type == "cuda" if settings.share_pages is None else settings.share_pages
+    return Tables if share else Spans
 
 
 def _spare_bytes(loaded: LoadedModel, settings: EngineSettings) -> int:

@@ -25,10 +25,11 @@ class KVStore:
 
     def __init__(self, pool: PagePool) -> None:
         self._tokens = pool.tokens
-        self.scratch = pool.tokens
-        """A place that is no page's: rows that are nobody's write there."""
+        self.page_tokens = pool.page_tokens
+        self.scratch = pool.total
+        """A page that is nobody's: rows that are nobody's write there."""
         self.end = 0
-        """Places from here on were never written: they are zero, and take no memory on a CPU."""
+        """Addresses from here on were never written: they are zero, and take no memory on a CPU."""
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -37,31 +38,34 @@ class KVStore:
         return sum(tensor[0].nbytes for tensor in self._tensors())
 
     def extend(self, end: int) -> None:
-        """Places before `end` are going to be written."""
+        """Addresses before `end` are going to be written."""
         assert end <= self._tokens
         self.end = max(self.end, end)
 
     def change(self, changes: Iterable[Copy | Clear]) -> None:
         """Carry out `changes` in order. A copy's source and target may overlap."""
+        tensors = self._tensors()
+        if not tensors:  # nothing has been written
+            return
         for change in changes:
             match change:
                 case Clear(first, length):
-                    for tensor in self._tensors():
-                        tensor[first : min(first + length, self.end)] = 0
+                    end = min(first + length, self.end)
+                    torch._foreach_zero_([tensor[first:end] for tensor in tensors])
                 case Copy(source, target, length):
                     self.extend(target + length)
-                    overlap = abs(source - target) < length
-                    for tensor in self._tensors():
-                        copied = tensor[source : source + length]
-                        tensor[target : target + length] = copied.clone() if overlap else copied
+                    copied = [tensor[source : source + length] for tensor in tensors]
+                    if abs(source - target) < length:
+                        copied = [tensor.clone() for tensor in copied]
+                    torch._foreach_copy_([t[target : target + length] for t in tensors], copied)
 
-    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Put `keys` and `values` (`[1, kv_head, token, head_dim]`) at `places` (int64)."""
+    def write(self, layer: int, addresses: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put `keys` and `values` (`[1, kv_head, token, head_dim]`) at `addresses` (int64)."""
         for stored, new in zip(self.layer(layer, keys, values), (keys, values), strict=True):
-            stored.index_copy_(0, places, new[0].transpose(0, 1))
+            stored.index_copy_(0, addresses, new[0].transpose(0, 1))
 
     def layer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all places, both `[token, kv_head, head_dim]`, for new ones such as
+        """Keys and values of all addresses, both `[token, kv_head, head_dim]`, for new ones such as
         `keys` and `values`."""
         if layer not in self._layers:
             self._layers[layer] = (self._empty(keys), self._empty(values))
@@ -71,7 +75,7 @@ class KVStore:
         self, layer: int, first: int, batch: int, capacity: int, window: slice
     ) -> tuple[Tensor, Tensor]:
         """Keys and values, both `[batch, kv_head, token, head_dim]`, of `batch` neighbouring spans
-        of `capacity` tokens from place `first` on; of each run only the tokens in `window`."""
+        of `capacity` tokens from address `first` on; of each only the tokens in `window`."""
         keys, values = (
             tensor[first : first + batch * capacity]
             .view(batch, capacity, *tensor.shape[1:])[:, window]
@@ -80,18 +84,31 @@ class KVStore:
         )
         return keys, values
 
+    def gather(self, layer: int, addresses: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values at `addresses`, int64 `[batch, token]`: both `[batch,
+        kv_head, token, head_dim]`."""
+        keys, values = (gathered(tensor, addresses) for tensor in self._layers[layer])
+        return keys, values
+
     def whole(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of all places, both `[token, kv_head, head_dim]`."""
+        """Keys and values of all addresses, both `[token, kv_head, head_dim]`."""
         return self._layers[layer]
 
     def _tensors(self) -> list[Tensor]:
         return [tensor for pair in self._layers.values() for tensor in pair]
 
     def _empty(self, like: Tensor) -> Tensor:
-        places = self._tokens + 1
-        shape = places, like.shape[1], like.shape[3]
+        tokens = self._tokens + self.page_tokens
+        shape = tokens, like.shape[1], like.shape[3]
         if like.device.type != "cpu":
             return like.new_zeros(shape)
-        size = places * like[0, :, 0].numel() * like.itemsize
+        size = tokens * like[0, :, 0].numel() * like.itemsize
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return torch.frombuffer(memory, dtype=like.dtype).view(shape)
+
+
+def gathered(tensor: Tensor, addresses: Tensor) -> Tensor:
+    """Copies of what is at `addresses`, int64 `[batch, token]`, in `tensor`, `[token, kv_head,
+    head_dim]`: `[batch, kv_head, token, head_dim]`."""
+    found = tensor.index_select(0, addresses.flatten().to(tensor.device))
+    return found.view(*addresses.shape, *tensor.shape[1:]).transpose(1, 2)

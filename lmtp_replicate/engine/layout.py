@@ -1,127 +1,94 @@
-"""How a step's works lie end to end in one forward of shape `[1, T]`.
-
-Decoding streams (one token each) whose spans are neighbours of one size form a *group*, which
-attention reads as one batch; every longer chunk is a group of its own. So works are packed in the
-order of their places, and `rows` leads back to the plan's order.
-"""
+"""How a step's works lie end to end in one forward of shape `[1, T]`: batch by batch, as attention
+reads them. `rows` leads back to the plan's order."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
+from lmtp_replicate.engine.groups import (
+    Batch,
+    Group,
+    Neighbours,
+    Scattered,
+    Source,
+    about_as_long,
+    neighbours,
+    padded_tables,
+    place_of,
+)
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.plan import Plan, Work
+from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.transfer import to_device
-
-
-@dataclass(slots=True)
-class Group:
-    """`batch` streams with `count` tokens each: packed tokens `start..start + batch * count`,
-    whose keys and values begin at place `first` and every `capacity` tokens after it.
-    `positions` are the streams' first new positions."""
-
-    start: int
-    first: int
-    capacity: int
-    count: int
-    positions: list[int]
-    _masks: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
-
-    @property
-    def batch(self) -> int:
-        return len(self.positions)
-
-    @property
-    def packed(self) -> slice:
-        return slice(self.start, self.start + self.batch * self.count)
-
-    def seen(self, window: int | None) -> slice:
-        """The tokens that any of the group's queries may see."""
-        low = max(0, min(self.positions) - window + 1) if window else 0
-        return slice(low, max(self.positions) + self.count)
-
-    def is_causal(self, window: int | None) -> bool:
-        """Whether the queries are all tokens of one stream so far, and see all before them."""
-        return self.positions == [0] and not (window and window < self.count)
-
-    def mask(self, window: int | None, like: Tensor) -> Tensor | None:
-        """What to add to the scores of the tokens `seen`: `[batch, 1, count, seen]` of 0 and -inf
-        in `like`'s dtype; None when every query may see all of them."""
-        key = (window, like.device, like.dtype)
-        if key not in self._masks:
-            self._masks[key] = self._make_mask(window, like)
-        return self._masks[key]
-
-    def _make_mask(self, window: int | None, like: Tensor) -> Tensor | None:
-        if self.count == 1 and len(set(self.positions)) == 1:
-            return None
-        seen = self.seen(window)
-        keys = torch.arange(seen.start, seen.stop, device=like.device)
-        firsts = to_device(self.positions, torch.int64, like.device)
-        queries = firsts[:, None] + torch.arange(self.count, device=like.device)
-        hidden = keys > queries[..., None]
-        if window:
-            hidden |= keys <= queries[..., None] - window
-        mask = like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
-        return mask[:, None]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A step's tokens as tensors. `tokens`, `positions`: `[1, T]`; `places`: `[T]` (where their
+    """A step's tokens as tensors. `tokens`, `positions`: `[1, T]`; `addresses`: `[T]` (where their
     keys and values go); `rows`: packed index of each wanted row; all int64."""
 
     groups: list[Group]
     tokens: Tensor
     positions: Tensor
-    places: Tensor
+    addresses: Tensor
     rows: Tensor
     end: int
-    """One more than the highest of `places`."""
+    """One more than the highest of `addresses`."""
 
 
 def lay_out(plan: Plan, pool: PagePool, device: torch.device) -> Layout:
     """The layout of `plan`."""
-    works = sorted(plan.works, key=lambda work: (work.length > 1, _first(work, pool)))
-    starts: dict[int, int] = {}  # arrival of the stream → packed index of its first token
-    groups: list[Group] = []
-    total = 0
-    for work in works:
-        starts[work.stream.arrival] = total
-        _join(groups, work, pool, total)
-        total += work.length
-    tokens = [t for work in works for t in work.stream.tokens[work.start : work.stop]]
-    positions = [p for work in works for p in range(work.start, work.stop)]
-    places = [_first(work, pool) + p for work in works for p in range(work.start, work.stop)]
-    rows = [
-        starts[work.stream.arrival] + position - work.start
-        for work in plan.works
-        for position in work.rows
+    in_rows = isinstance(pool, Spans)
+    batches = neighbours(plan.works, pool) if in_rows else about_as_long(plan.works)
+    works = [work for batch in batches for work in batch]
+    tables = [] if in_rows else [padded_tables(batch, pool.page_tokens) for batch in batches]
+    addresses = [a for w in works for a in pool.addresses(place_of(w), w.start, w.stop)]
+    sent = _sent(
+        [
+            [token for work in works for token in work.stream.tokens[work.start : work.stop]],
+            [position for work in works for position in range(work.start, work.stop)],
+            addresses,
+            _rows(plan, works),
+            *([*chain(*table)] for table in tables),
+        ],
+        device,
+    )
+    sources: list[Source] = [_neighbours(batch, pool) for batch in batches] if in_rows else []
+    for table, pages in zip(tables, sent[4:], strict=True):
+        sources.append(Scattered(addresses_in(pages.view(len(table), -1), pool.page_tokens)))
+    starts = accumulate((len(batch) * batch[0].length for batch in batches), initial=0)
+    groups = [
+        Group(start, batch[0].length, [work.start for work in batch], source)
+        for start, batch, source in zip(starts, batches, sources, strict=False)
     ]
-    sizes = [total, total, total, len(rows)]
-    ints = torch.split(to_device(tokens + positions + places + rows, torch.int64, device), sizes)
-    return Layout(groups, ints[0][None], ints[1][None], ints[2], ints[3], max(places) + 1)
+    tokens, positions, targets, rows = sent[:4]
+    return Layout(groups, tokens[None], positions[None], targets, rows, max(addresses) + 1)
 
 
-def _first(work: Work, pool: PagePool) -> int:
-    assert work.stream.place is not None
-    return pool.place(work.stream.place, 0)
+def addresses_in(tables: Tensor, page_tokens: int) -> Tensor:
+    """The addresses of all tokens of the pages `tables`, `[batch, page]`: `[batch, token]`."""
+    within = torch.arange(page_tokens, device=tables.device)
+    return (tables[:, :, None] * page_tokens + within).flatten(1)
 
 
-def _join(groups: list[Group], work: Work, pool: PagePool, start: int) -> None:
-    """Put `work` into the last group if it is its next neighbour, else into a new one."""
-    assert work.stream.place is not None
-    first, capacity = _first(work, pool), pool.capacity(work.stream.place)
-    last = groups[-1] if groups else None
-    if (
-        last is not None
-        and work.length == last.count == 1
-        and capacity == last.capacity
-        and first == last.first + last.batch * capacity
-    ):
-        last.positions.append(work.start)
-    else:
-        groups.append(Group(start, first, capacity, work.length, [work.start]))
+def _neighbours(batch: Batch, pool: PagePool) -> Neighbours:
+    place = place_of(batch[0])
+    return Neighbours(pool.address(place, 0), pool.capacity(place), len(batch))
+
+
+def _rows(plan: Plan, works: Sequence[Work]) -> list[int]:
+    """Where among the tokens of `works` the plan's rows are, in its order."""
+    starts = accumulate((work.length for work in works), initial=0)
+    start_of = {work.stream: start for work, start in zip(works, starts, strict=False)}
+    return [start_of[w.stream] + position - w.start for w in plan.works for position in w.rows]
+
+
+def _sent(numbers: Sequence[Sequence[int]], device: torch.device) -> Sequence[Tensor]:
+    """Int64 tensors of `numbers` on `device`, by one transfer."""
+    sent = to_device([*chain(*numbers)], torch.int64, device)
+    return torch.split(sent, [len(part) for part in numbers])

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lmtp_replicate.engine.attention import PACKED, PackedStep, Step
 from lmtp_replicate.engine.compiled_attention import CompiledAttention, CompiledStep
+from lmtp_replicate.engine.groups import place_of
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout, lay_out
 from lmtp_replicate.engine.pages import Clear, Copy, PagePool
@@ -18,8 +19,8 @@ from lmtp_replicate.engine.plan import Plan, Work
 
 class PackedModel:
     """Runs plans on `model`, whose attention it replaces, by `attention` where that can; keys and
-    values lie in `pool`'s pages. Raises NotImplementedError when the model's attention cannot be
-    replaced."""
+    values lie in `pool`'s pages, for `attention` in those of `Spans`. Raises NotImplementedError
+    when the model's attention cannot be replaced."""
 
     whole_prompts = False
 
@@ -59,13 +60,12 @@ class PackedModel:
             return PackedStep(layout, self.store)
         return CompiledStep(self._attention, layout, self.store)
 
-    def place(self, work: Work) -> int:
+    def address(self, work: Work) -> int:
         """Where the keys and values of the work's first token go."""
-        assert work.stream.place is not None
-        return self.pool.place(work.stream.place, work.start)
+        return self.pool.address(place_of(work), work.start)
 
     def prepare(self, changes: Iterable[Copy | Clear], end: int) -> None:
-        """Change the memory as a plan says, which then writes only before place `end`."""
+        """Change the memory as a plan says, which then writes only before address `end`."""
         self.store.change(changes)
         self.store.extend(end)
 

@@ -1,39 +1,30 @@
 """Which tokens' keys and values lie where: page accounting, without torch.
 
-The pool is `total` pages of `page_tokens` tokens each. A stream owns a `Span`: consecutive pages,
-a power of two of them and aligned to that number (or all pages at once). So attention can read a
-stream as one view, and neighbouring spans of one size as one batch, without gathering; growing a
-span doubles it, in place when the pages behind it are free and by one copy otherwise.
-Pages are counted by reference, so that a prefix index can keep a finished stream's pages: just
-those with something in them, whatever their number.
+The pool is `total` pages of `page_tokens` tokens each, and a stream has a `Place`: pages in the
+order of its tokens. Pages are counted by reference, so that a prefix index can keep a finished
+stream's pages: just those with something in them, whatever their number. There are two kinds of
+pools: `Spans`, in which a stream's pages lie one after another, and `Tables`, in which they lie
+anywhere and streams have the pages of a common prefix in common.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """`count` consecutive pages from page `first` on."""
+class Place:
+    """Pages, in the order of the tokens whose keys and values are in them."""
 
-    first: int
-    count: int
-
-    @property
-    def pages(self) -> range:
-        return range(self.first, self.first + self.count)
-
-    def common(self, other: Span) -> int:
-        """How many pages are in both."""
-        return len(range(max(self.first, other.first), min(self.pages.stop, other.pages.stop)))
+    pages: Sequence[int] = ()
 
 
 class Copy(NamedTuple):
-    """Keys and values of `length` tokens to be copied between places, in tokens, of the pool."""
+    """Keys and values of `length` tokens to be copied between addresses, in tokens, of the pool."""
 
     source: int
     target: int
@@ -41,13 +32,28 @@ class Copy(NamedTuple):
 
 
 class Clear(NamedTuple):
-    """`length` tokens of the pool, from place `first` on, to be filled with zeros."""
+    """`length` tokens of the pool, from address `first` on, to be filled with zeros."""
 
     first: int
     length: int
 
 
-class PagePool:
+class Kept(Protocol):
+    """What may be given up for its pages."""
+
+    @property
+    def place(self) -> Place:
+        """The pages."""
+
+    @property
+    def used(self) -> int:
+        """The higher the later it was last of use."""
+
+
+AnyKept = TypeVar("AnyKept", bound=Kept)
+
+
+class PagePool(ABC):
     """Reference counts of `total` pages of `page_tokens` tokens."""
 
     def __init__(self, total: int, page_tokens: int) -> None:
@@ -68,86 +74,110 @@ class PagePool:
         """How many tokens the whole pool holds."""
         return self.total * self.page_tokens
 
+    def capacity(self, place: Place) -> int:
+        """How many tokens `place` holds."""
+        return len(place.pages) * self.page_tokens
+
+    def address(self, place: Place, index: int) -> int:
+        """Where in the pool, counted in tokens, the place's token `index` lies."""
+        page, rest = divmod(index, self.page_tokens)
+        return place.pages[page] * self.page_tokens + rest
+
+    def addresses(self, place: Place, start: int, stop: int) -> list[int]:
+        """The addresses of the place's tokens `start..stop`."""
+        rows = self._rows((place,), start, stop)
+        return [address for (first,), n in rows for address in range(first, first + n)]
+
+    def part(self, place: Place, tokens: int) -> Place:
+        """The pages of `place` that its first `tokens` tokens fill, the last one perhaps partly."""
+        return Place(place.pages[: -(-tokens // self.page_tokens)])
+
+    def copies(self, source: Place, target: Place, start: int, stop: int) -> list[Copy]:
+        """What puts the tokens `start..stop` of `source` where those of `target` lie."""
+        rows = self._rows((source, target), start, stop)
+        return [Copy(first, second, length) for (first, second), length in rows]
+
+    def clears(self, place: Place, start: int) -> list[Clear]:
+        """What zeroes the place's tokens from `start` on."""
+        rows = self._rows((place,), start, self.capacity(place))
+        return [Clear(first, length) for (first,), length in rows]
+
+    @classmethod
+    @abstractmethod
+    def rounded(cls, pages: int) -> int:
+        """How many pages a place of at least so many has."""
+
     def pages_for(self, tokens: int) -> int:
-        """The size of a span that holds `tokens`: a power of two of pages, or the whole pool."""
-        exact = max(1, -(-tokens // self.page_tokens))
-        return min(1 << (exact - 1).bit_length(), self.total)
+        """How many pages a place for `tokens` has."""
+        return self.rounded(max(1, -(-tokens // self.page_tokens)))
 
-    def capacity(self, span: Span) -> int:
-        """How many tokens `span` holds."""
-        return span.count * self.page_tokens
+    def take(self, tokens: int) -> Place | None:
+        """A free place for `tokens`, now held once; None when there is none."""
+        return self.grow(Place(), tokens)
 
-    def place(self, span: Span, index: int) -> int:
-        """Where in the pool, counted in tokens, the span's token `index` lies."""
-        return span.first * self.page_tokens + index
+    @abstractmethod
+    def begin(self, source: Place, tokens: int) -> Place:
+        """What a stream's place may begin with that has the first `tokens` tokens of `source`, now
+        held once more: to be grown. Empty where nothing is shared."""
 
-    def held(self, span: Span) -> int:
-        """How many of `span`'s pages somebody refers to."""
-        return span.count - self._references[span.first : span.pages.stop].count(0)
+    @abstractmethod
+    def share(self, place: Place, source: Place, start: int, stop: int) -> tuple[Place, int]:
+        """In exchange for `place`, whose tokens `start..stop` are to be those of `source`, one that
+        shares as many of these as can be, and the first token that must still be copied."""
 
-    def part(self, span: Span, tokens: int) -> Span:
-        """The pages of `span` that its first `tokens` tokens fill, the last one perhaps partly."""
-        return Span(span.first, -(-tokens // self.page_tokens))
+    @abstractmethod
+    def extend(self, place: Place, tokens: int) -> Place | None:
+        """In exchange for `place`, which is held once, one that begins with it and holds `tokens`;
+        None, and `place` is still held, where that cannot be."""
 
-    def place_over(self, page: int, tokens: int) -> Span | None:
-        """The span with `page` in it that `take` might give for `tokens`, were it free."""
-        count = self.pages_for(tokens)
-        first = page - page % count
-        return Span(first, count) if first + count <= self.total else None
+    @abstractmethod
+    def grow(self, place: Place, tokens: int) -> Place | None:
+        """A larger place in exchange for `place`, which may be empty; None, and `place` is still
+        held, when there is none. If its first page is another the caller copies what it held."""
 
-    def take(self, tokens: int) -> Span | None:
-        """The lowest free span for `tokens`, now held once; None when there is none."""
-        count = self.pages_for(tokens)
-        if tokens > self.tokens or count > self._free:
-            return None
-        for first in range(0, self.total - count + 1, count):
-            if not any(self._references[first : first + count]):
-                return self._hold(Span(first, count))
-        return None
+    @abstractmethod
+    def victims(self, kept: Iterable[AnyKept], tokens: int, old: Place) -> list[AnyKept] | None:
+        """Which of `kept` to release so that `old`, which is empty or held once, can be grown to
+        `tokens`: rather what was not of use lately. None if that cannot be."""
 
-    def extend(self, span: Span, tokens: int) -> Span | None:
-        """In exchange for `span`, which is held once, one that begins with it and holds `tokens`;
-        None, and `span` is still held, where the pages behind it are not free or not aligned."""
-        if tokens > self.tokens:
-            return None
-        place = self.place_over(span.first, tokens)
-        if place is None or place.first != span.first or self.held(place) != span.count:
-            return None
-        self.release(span)
-        return self._hold(place)
+    def retain(self, place: Place) -> None:
+        """Hold `place`'s pages, which somebody holds already, once more."""
+        assert all(self._references[page] for page in place.pages), f"{place} is not held"
+        self._hold(place)
 
-    def grow(self, span: Span, tokens: int) -> Span | None:
-        """A larger span in exchange for `span`, in place when possible; None, and `span` is still
-        held, when there is none. If `first` has changed the caller copies what `span` held."""
-        extended = self.extend(span, tokens)
-        if extended is not None:
-            return extended
-        self.release(span)
-        grown = self.take(tokens)
-        if grown is None:
-            self._hold(span)
-        return grown
-
-    def retain(self, span: Span) -> None:
-        """Hold `span`'s pages, which somebody holds already, once more."""
-        assert all(self._references[page] for page in span.pages), f"{span} is not held"
-        self._hold(span)
-
-    def release(self, span: Span) -> None:
-        """Hold `span` once less; pages nobody holds any more are free."""
-        for page in span.pages:
-            assert self._references[page] > 0, f"page {page} of {span} was released too often"
+    def release(self, place: Place) -> None:
+        """Hold `place` once less; pages nobody holds any more are free."""
+        for page in place.pages:
+            assert self._references[page] > 0, f"page {page} of {place} was released too often"
             self._references[page] -= 1
             self._free += self._references[page] == 0
 
-    def check(self, held: Iterable[Span]) -> None:
-        """Assert that exactly the spans of `held` are held, each as often as it is named."""
-        expected = Counter(page for span in held for page in span.pages)
+    def check(self, held: Iterable[Place]) -> None:
+        """Assert that exactly the places of `held` are held, each as often as it is named."""
+        expected = Counter(page for place in held for page in place.pages)
         assert {page: n for page, n in enumerate(self._references) if n} == dict(expected)
         assert self._free == self.total - len(expected)
 
-    def _hold(self, span: Span) -> Span:
-        for page in span.pages:
+    def _hold(self, place: Place) -> Place:
+        for page in place.pages:
             self._free -= self._references[page] == 0
             self._references[page] += 1
-        return span
+        return place
+
+    def _rows(
+        self, places: Sequence[Place], start: int, stop: int
+    ) -> Iterator[tuple[list[int], int]]:
+        """The tokens `start..stop` in as few pieces as lie in one row in each of `places`: their
+        addresses there, and their number."""
+        first, length = [0], 0
+        while start < stop:
+            taken = min(stop, (start // self.page_tokens + 1) * self.page_tokens) - start
+            here = [self.address(place, start) for place in places]
+            if length and here != [at + length for at in first]:
+                yield first, length
+                length = 0
+            first = first if length else here
+            length += taken
+            start += taken
+        if length:
+            yield first, length

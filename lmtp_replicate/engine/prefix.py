@@ -8,12 +8,13 @@ any implementation; `NullPrefixIndex` remembers nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import NamedTuple, Protocol
 
-from lmtp_replicate.engine.pages import PagePool, Span
+from lmtp_replicate.engine.pages import PagePool, Place
 from lmtp_replicate.engine.radix import Key, RadixTree
 from lmtp_replicate.engine.stream import Stream
 
@@ -23,20 +24,20 @@ _LOOKED_AT = 8
 
 @dataclass(slots=True, eq=False)
 class Kept:
-    """Tokens whose keys and values begin `span`, which has no page more than they need. `used`:
+    """Tokens whose keys and values begin `place`, which has no page more than they need. `used`:
     the higher the later it was last of use."""
 
     tokens: Key
-    span: Span
+    place: Place
     used: int
 
 
 class Match(NamedTuple):
-    """The first `ready` keys and values that a stream needs are those that begin `span`. `leader`,
+    """The first `ready` keys and values that a stream needs are those that begin `place`. `leader`,
     an older stream, will have run the next ones too, up to `coming`. `kept`: what lies there, if
     the stream needs all of it."""
 
-    span: Span
+    place: Place
     ready: int
     coming: int
     leader: Stream | None = None
@@ -52,15 +53,15 @@ class PrefixIndex(Protocol):
     """How many kept prefixes were given up for their pages."""
 
     @property
-    def kept(self) -> Sequence[Span]:
-        """The spans of those pages."""
+    def kept(self) -> Sequence[Place]:
+        """Those pages."""
 
     def match(self, stream: Stream) -> Match | None:
         """The best source of what `stream` needs before its first row. The match is held by
         nobody: even if `evict` gives its pages away it can be copied from, but only by the very
         next change of memory."""
 
-    def take_over(self, match: Match, tokens: int) -> Span | None:
+    def take_over(self, match: Match, tokens: int) -> Place | None:
         """A place for `tokens` that begins with the match's keys and values, in exchange for what
         is kept there: whoever takes it gives all of it back. None where a copy is needed."""
 
@@ -70,9 +71,9 @@ class PrefixIndex(Protocol):
     def keep(self, stream: Stream) -> None:
         """`stream` is about to give its place back: hold the pages that are worth keeping."""
 
-    def evict(self, tokens: int, besides: Span | None = None) -> bool:
-        """Give pages up until the pool has a place for `tokens`, once `besides` is free too. False,
-        and nothing has changed, if that cannot be."""
+    def evict(self, tokens: int, old: Place) -> bool:
+        """Give pages up until the pool can grow `old`, which may be empty, to `tokens`. False, and
+        nothing has changed, if that cannot be."""
 
 
 class NullPrefixIndex:
@@ -80,12 +81,12 @@ class NullPrefixIndex:
 
     kept_pages = 0
     evictions = 0
-    kept: Sequence[Span] = ()
+    kept: Sequence[Place] = ()
 
     def match(self, stream: Stream) -> Match | None:  # noqa: ARG002
         return None
 
-    def take_over(self, match: Match, tokens: int) -> Span | None:  # noqa: ARG002
+    def take_over(self, match: Match, tokens: int) -> Place | None:  # noqa: ARG002
         return None
 
     def start(self, stream: Stream) -> None:
@@ -94,7 +95,7 @@ class NullPrefixIndex:
     def keep(self, stream: Stream) -> None:
         pass
 
-    def evict(self, tokens: int, besides: Span | None = None) -> bool:  # noqa: ARG002
+    def evict(self, tokens: int, old: Place) -> bool:  # noqa: ARG002
         return False
 
 
@@ -107,12 +108,13 @@ class RadixPrefixIndex:
         self._kept: set[Kept] = set()
         self._started: dict[Stream, Key] = {}
         self._clock = count()
+        self._holds: Counter[int] = Counter()  # page → by how many of what is kept it is held
         self.kept_pages = 0
         self.evictions = 0
 
     @property
-    def kept(self) -> Sequence[Span]:
-        return [kept.span for kept in self._kept]
+    def kept(self) -> Sequence[Place]:
+        return [kept.place for kept in self._kept]
 
     def match(self, stream: Stream) -> Match | None:
         # The first wanted row must be run in any case.
@@ -125,11 +127,11 @@ class RadixPrefixIndex:
             source.used = next(self._clock)
         return best if best.coming else None
 
-    def take_over(self, match: Match, tokens: int) -> Span | None:
+    def take_over(self, match: Match, tokens: int) -> Place | None:
         kept = match.kept
         if kept is None:
             return None
-        place = self._pool.extend(kept.span, tokens)
+        place = self._pool.extend(kept.place, tokens)
         if place is not None:
             self._remove(kept)
         return place
@@ -150,29 +152,22 @@ class RadixPrefixIndex:
             if isinstance(source, Kept):
                 self._forget(source)  # the longer one serves as well
         assert stream.place is not None
-        span = self._pool.part(stream.place, len(tokens))
-        self._pool.retain(span)
-        self.kept_pages += span.count
-        kept = Kept(tokens, span, next(self._clock))
+        place = self._pool.part(stream.place, len(tokens))
+        self._pool.retain(place)
+        self._holds.update(place.pages)
+        self.kept_pages = len(self._holds)
+        kept = Kept(tokens, place, next(self._clock))
         self._kept.add(kept)
         self._tree.insert(tokens, kept)
 
-    def evict(self, tokens: int, besides: Span | None = None) -> bool:
-        """Among the places that would do, the one whose kept prefixes were of use longest ago."""
-        places: dict[Span, list[Kept]] = {}
-        for kept in self._kept:
-            # A span reaches into other places too, but giving it up is enough for this one.
-            place = self._pool.place_over(kept.span.first, tokens)
-            if place is not None:
-                places.setdefault(place, []).append(kept)
-        for place in sorted(places, key=lambda place: max(kept.used for kept in places[place])):
-            free = [*(kept.span for kept in places[place]), *([besides] if besides else [])]
-            if self._pool.held(place) == sum(place.common(span) for span in free):
-                for kept in places[place]:
-                    self._forget(kept)
-                    self.evictions += 1
-                return True
-        return False
+    def evict(self, tokens: int, old: Place) -> bool:
+        victims = self._pool.victims(self._kept, tokens, old)
+        if victims is None:
+            return False
+        for kept in victims:
+            self._forget(kept)
+        self.evictions += len(victims)
+        return True
 
     def _is_known(self, tokens: Key) -> bool:
         """Whether something kept begins with `tokens`; that was of use just now."""
@@ -186,19 +181,20 @@ class RadixPrefixIndex:
 
     def _forget(self, kept: Kept) -> None:
         self._remove(kept)
-        self._pool.release(kept.span)
+        self._pool.release(kept.place)
 
     def _remove(self, kept: Kept) -> None:
         """Know no more of `kept`, whose pages are somebody else's business now."""
         self._tree.remove(kept.tokens, kept)
         self._kept.remove(kept)
-        self.kept_pages -= kept.span.count
+        self._holds -= Counter(kept.place.pages)
+        self.kept_pages = len(self._holds)
 
 
 def _match(stream: Stream, source: Kept | Stream, length: int) -> Match:
     if isinstance(source, Kept):
         is_whole = length == len(source.tokens)
-        return Match(source.span, length, length, kept=source if is_whole else None)
+        return Match(source.place, length, length, kept=source if is_whole else None)
     assert source.place is not None
     ready = min(length, source.cached)
     # Following none but older streams keeps the order of arrival, and makes no circles.

@@ -18,13 +18,23 @@ from lmtp_replicate.engine.compiled_layers import Layers, compile_layers
 from lmtp_replicate.engine.compiled_norms import Norms, compile_norms
 from lmtp_replicate.engine.decode_attention import DecodeAttention, GatheredAttention
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
+from lmtp_replicate.engine.flex_decode import FlexDecodeAttention
 from lmtp_replicate.engine.one_by_one import OneByOneModel
 from lmtp_replicate.engine.options import PackLinears
 from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.packed_linears import pack_linears
+from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.trial import Trial, text_config
 
 logger = logging.getLogger(__name__)
+
+
+def decode_attentions(device: torch.device) -> list[DecodeAttention]:
+    """Those that a model on `device` may have its decode steps recorded with."""
+    gathered: list[DecodeAttention] = [GatheredAttention()]
+    # Only there is it compiled to a kernel that visits no pages but a stream's own.
+    return [*gathered, FlexDecodeAttention()] if device.type == "cuda" else gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +42,7 @@ class Verdict:
     """How the model is run. `is_cached` matters for the fallback only. `bytes_per_token`: keys
     and values of one token, measured on the packed path, else estimated from the config.
     `linears`, `norms`, `layers`: how these are run, and why. `attention`: our own code for it, if
-    that agrees, and `attention_reason` why or why not. `decode`: with which attention decode steps
+    that agrees, and `attention_reason` why or why not. `decode`: with which attentions decode steps
     may be recorded, if they may, and `decode_reason` why."""
 
     path: str
@@ -44,7 +54,7 @@ class Verdict:
     layers: tuple[str, str] = ("torch", "")
     attention: CompiledAttention | None = None
     attention_reason: str = ""
-    decode: DecodeAttention | None = None
+    decode: tuple[DecodeAttention, ...] = ()
     decode_reason: str = ""
 
 
@@ -54,20 +64,24 @@ def prove(
     context_length: int,
     pack: PackLinears = "all",
     compile_kernels: bool = True,
+    kind: type[PagePool] = Spans,
     capture: Capture | None = None,
 ) -> Verdict:
     """Pack the model's linear layers, have its norms compiled, and decide the path, whether it
-    takes our attention, and whether `capture`, if there is one, may record its decode steps. What
-    all of it is held against is computed before, by the model as it came. Its own attention is in
-    place again afterwards. Raises ModelLoadError when the model cannot be run at all."""
+    takes our attention (for a pool of `kind`), and with which attentions `capture`, if there is
+    one, may record its decode steps. What all of it is held against is computed before, by the
+    model as it came. Its own attention is in place again afterwards. Raises ModelLoadError when the
+    model cannot be run at all."""
     with torch.inference_mode():
-        trial = Trial(model, vocab_size, context_length)
+        trial = Trial(model, vocab_size, context_length, kind)
         linears = pack_linears(model, pack, compile_kernels=compile_kernels)
         norms, layers = Norms("as asked"), Layers("as asked")
         attention, why = None, "as asked"
         if compile_kernels:
             norms = compile_norms(model)
-            attention, why = compiled_attention_for(model.device, model.dtype)
+            why = "only where a stream's keys lie one after another"
+            if kind is Spans:
+                attention, why = compiled_attention_for(model.device, model.dtype)
             layers = Layers(why) if attention is None else compile_layers(model)
         verdict = _decide(trial, attention, why, layers)
         if not verdict.is_cached and (linears.state != "plain" or norms.compiled):
@@ -78,8 +92,7 @@ def prove(
                 norms.restore(f"with compiled ones, {verdict.reason}")
             verdict = _decide(trial, attention, why, layers)
         if capture is not None:
-            decode, why = _decide_recording(trial, verdict, capture)
-            verdict = replace(verdict, decode=decode, decode_reason=why)
+            verdict = _decide_recording(trial, verdict, capture)
     logger.info("%s runs %s: %s", type(model).__name__, verdict.path, verdict.reason)
     return replace(
         verdict,
@@ -119,26 +132,33 @@ def _decide(trial: Trial, attention: CompiledAttention | None, why: str, layers:
     )
 
 
-def _decide_recording(
-    trial: Trial, verdict: Verdict, capture: Capture
-) -> tuple[DecodeAttention | None, str]:
-    """The attention with which recorded decode steps agree, and why or why not."""
+def _decide_recording(trial: Trial, verdict: Verdict, capture: Capture) -> Verdict:
+    """`verdict` with the attentions with which recorded decode steps agree, and why no others."""
     if verdict.path != "packed":
-        return None, "the model is not run packed"
-    attention = GatheredAttention()
+        return replace(verdict, decode_reason="the model is not run packed")
+    agreeing: list[DecodeAttention] = []
+    reasons = []
+    for attention in decode_attentions(trial.model.device):
+        difference = _difference_recorded(trial, attention, capture)
+        if difference is None:
+            agreeing.append(attention)
+        reasons.append(
+            f"{attention.name} attention: {difference or 'agrees with the eager forward'}"
+        )
+    return replace(verdict, decode=tuple(agreeing), decode_reason="; ".join(reasons))
 
+
+def _difference_recorded(trial: Trial, attention: DecodeAttention, capture: Capture) -> str | None:
     def record() -> DecodeGraphs:
         packed = PackedModel(trial.model, trial.pool)
-        graphs = DecodeGraphs(packed, attention, capture, len(trial.streams))
+        graphs = DecodeGraphs(packed, [attention], capture, len(trial.streams))
         graphs.record(len(trial.streams), trial.longest)
         return graphs
 
     graphs, difference = trial.hold(record, is_decoded=True)
     if graphs is not None and difference is None and not graphs.replayed:
         difference = "no step was replayed"
-    if difference is not None:
-        return None, difference
-    return attention, f"with {attention.name} attention, they agree with the eager forward"
+    return difference
 
 
 def _fall_back(trial: Trial, why: str) -> Verdict:

@@ -15,7 +15,7 @@ from bisect import insort
 from collections import Counter
 
 from lmtp_replicate.engine.pace import Pace, Room
-from lmtp_replicate.engine.pages import Clear, Copy, PagePool, Span
+from lmtp_replicate.engine.pages import PagePool, Place
 from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.prefix import Match, PrefixIndex
 from lmtp_replicate.engine.stream import Stream
@@ -115,15 +115,22 @@ class Scheduler:
     def _grow(self, stream: Stream, plan: Plan) -> bool:
         old = stream.place
         assert old is not None
-        while (new := self._pool.grow(old, stream.to_run)) is None:
-            if not self._prefix.evict(stream.to_run, besides=old):
-                return False
+        new = self._grown(old, stream.to_run)
+        if new is None:
+            return False
         stream.place = new
-        if new.first != old.first:
-            place = self._pool.place
-            plan.changes.append(Copy(place(old, 0), place(new, 0), stream.cached))
+        if new.pages[0] != old.pages[0]:
+            plan.changes += self._pool.copies(old, new, 0, stream.cached)
         self._clear_rest(stream, new, plan)
         return True
+
+    def _grown(self, old: Place, tokens: int) -> Place | None:
+        """In exchange for `old`, a place for `tokens`, for which kept prefixes are given up; None,
+        and `old` is still held, if there is none even so."""
+        while (new := self._pool.grow(old, tokens)) is None:
+            if not self._prefix.evict(tokens, old):
+                return None
+        return new
 
     def _pause(self, stream: Stream) -> None:
         self._counted["pauses"] += 1
@@ -141,7 +148,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self._max_streams:
             stream = self.waiting[0]
             match = self._prefix.match(stream)
-            stream.place = self._take_over(stream, match) or self._take(stream)
+            stream.place = self._take_over(stream, match) or self._take(stream, match)
             if stream.place is None:
                 return
             self._count_place(stream)
@@ -149,7 +156,7 @@ class Scheduler:
             self._clear_rest(stream, stream.place, plan)
             insort(self.running, self.waiting.pop(0), key=_arrival)
 
-    def _take_over(self, stream: Stream, match: Match | None) -> Span | None:
+    def _take_over(self, stream: Stream, match: Match | None) -> Place | None:
         """The place of a prefix that all of `stream` continues, as the ops of a query do one after
         another: nothing is copied, and others still find the prefix, in the stream."""
         if match is None:
@@ -160,10 +167,12 @@ class Scheduler:
             self._counted["hit_tokens"] += match.ready
         return place
 
-    def _take(self, stream: Stream) -> Span | None:
-        while (place := self._pool.take(stream.to_run)) is None:
-            if not self._prefix.evict(stream.to_run):
-                return None
+    def _take(self, stream: Stream, match: Match | None) -> Place | None:
+        # Held before anything is given up for the rest of the place.
+        begun = self._pool.begin(match.place, match.ready) if match else Place()
+        place = self._grown(begun, stream.to_run)
+        if place is None:
+            self._pool.release(begun)
         return place
 
     def _count_place(self, stream: Stream) -> None:
@@ -193,18 +202,18 @@ class Scheduler:
         new = match.ready - stream.cached
         if new <= 0:
             return
-        source = self._pool.place(match.span, stream.cached)
-        plan.changes.append(Copy(source, self._pool.place(stream.place, stream.cached), new))
+        stream.place, start = self._pool.share(
+            stream.place, match.place, stream.cached, match.ready
+        )
+        plan.changes += self._pool.copies(match.place, stream.place, start, match.ready)
         stream.cached = match.ready
         self._counted["hit_tokens"] += new
 
-    def _clear_rest(self, stream: Stream, place: Span, plan: Plan) -> None:
+    def _clear_rest(self, stream: Stream, place: Place, plan: Plan) -> None:
         """Zero what the stream will not have written when attention first reads its place as part
         of a batch: masked numbers count nothing only if they are finite, and a stream whose
         arithmetic overflowed may have left others there."""
-        rest = self._pool.capacity(place) - stream.to_run
-        if rest:
-            plan.changes.append(Clear(self._pool.place(place, stream.to_run), rest))
+        plan.changes += self._pool.clears(place, stream.to_run)
 
     def _chunks(self, room: Room) -> list[Work]:
         works: list[Work] = []

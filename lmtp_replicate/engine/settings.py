@@ -14,6 +14,8 @@ class EngineSettings:
     page_tokens: tokens per page. max_streams: streams in one step; more wait their turn.
     chunk_tokens: most tokens of prompts in one step (fewer where that would take long, see `Pace`).
     pack_linears, compile_kernels, decode_graphs: as in `LoadOptions`.
+    share_pages: whether streams with a common prefix have its keys and values in memory once, for
+    which attention gathers what it reads; if not, each reads its copy as it lies. None: on GPUs.
     reuse_prefixes: whether tokens that were run for one stream are known to the next ones; off, the
     results are the same and every prompt is run from its start."""
 
@@ -24,6 +26,7 @@ class EngineSettings:
     pack_linears: PackLinears = "all"
     compile_kernels: bool = True
     decode_graphs: bool = False
+    share_pages: bool | None = None
     reuse_prefixes: bool = True
 
     @classmethod

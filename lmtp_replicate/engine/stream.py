@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from lmtp_replicate.engine.pages import Span
+from lmtp_replicate.engine.pages import Place
 from lmtp_replicate.protocol.messages import Generate, Score
 
 _arrivals = count()
@@ -34,7 +34,7 @@ class Stream:
     entropy: int = field(init=False)
     cached: int = 0
     """How many of `tokens`, from the first on, have keys and values in `place`."""
-    place: Span | None = None
+    place: Place | None = None
     leader: Stream | None = None
     """The older stream that is running what this one needs next, and is to be copied from."""
     is_short: bool | None = None

@@ -27,6 +27,7 @@ from lmtp_replicate.engine.sampling import Sampler
 from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.settings import EngineSettings
 from lmtp_replicate.engine.step_loop import StepLoop
+from lmtp_replicate.engine.tables import Tables
 from lmtp_replicate.engine.threads import in_passing_thread, limit_threads
 from lmtp_replicate.engine.warm_up import run_prompt
 from lmtp_replicate.protocol.messages import Generate, Score
@@ -61,14 +62,14 @@ class TorchEngine:
                 loaded.context_length,
                 settings.pack_linears,
                 settings.compile_kernels,
+                kv_budget.pool_kind(loaded.device, settings),
                 capture,
             )
         )
         if capture is None:
             verdict = replace(verdict, decode_reason=uncaptured)
         moved = move_weights(loaded.model)
-        pages = kv_budget.pages(loaded, verdict.bytes_per_token, settings)
-        pool = PagePool(pages, settings.page_tokens)
+        pool = kv_budget.pool(loaded, verdict.bytes_per_token, settings)
         sampler = Sampler(loaded.vocab_size)
         self._store: KVStore | None = None
         model: PackedModel | OneByOneModel | DecodeGraphs
@@ -132,7 +133,7 @@ def _recorded(
 ) -> tuple[PackedModel | DecodeGraphs, Verdict]:
     """`packed` with its decode steps recorded if the proof allows it and it works with the whole
     memory too, and the verdict that says so."""
-    if capture is None or verdict.decode is None:
+    if capture is None or not verdict.decode:
         return packed, verdict
     graphs = DecodeGraphs(packed, verdict.decode, capture, settings.max_streams)
     try:
@@ -140,7 +141,7 @@ def _recorded(
     except Exception as error:
         logger.warning("Decode steps are not recorded: the warm-up failed.", exc_info=True)
         reason = f"the warm-up failed: {type(error).__name__}: {error}"
-        return packed, replace(verdict, decode=None, decode_reason=reason)
+        return packed, replace(verdict, decode=(), decode_reason=reason)
     return graphs, verdict
 
 
@@ -172,6 +173,7 @@ def _card(
         details={
             "kv_tokens": pool.tokens,
             "page_tokens": pool.page_tokens,
+            "pages_shared": isinstance(pool, Tables),
             "kv_bytes_per_token": verdict.bytes_per_token,
             "max_streams": settings.max_streams,
             "threads": threads[0],
@@ -185,7 +187,7 @@ def _card(
             "norms_reason": verdict.norms[1],
             "layers": verdict.layers[0],
             "layers_reason": verdict.layers[1],
-            "decode": "run" if verdict.decode is None else "recorded",
+            "decode": "recorded" if verdict.decode else "run",
             "decode_reason": verdict.decode_reason,
         },
     )

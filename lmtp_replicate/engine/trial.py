@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.pages import PagePool, Place
 from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.engine.tables import Tables
 from lmtp_replicate.errors import ModelLoadError
 from lmtp_replicate.protocol.messages import Score
 
@@ -57,10 +58,17 @@ AnyPath = TypeVar("AnyPath", bound=Tried)
 class Trial:
     """`pool` and `streams` are what a path is to be made for."""
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int, context_length: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab_size: int,
+        context_length: int,
+        kind: type[PagePool],
+    ) -> None:
         """Compute the references. Raises ModelLoadError."""
         self.model = model
-        self.pool, self.streams = _streams(model, vocab_size, context_length)
+        self.streams = _streams(model, vocab_size, context_length)
+        self.pool = _places(self.streams, kind)
         self._own_attention = text_config(model)._attn_implementation
         self._expected = _references(model, self.streams)
         self._restore()
@@ -115,26 +123,37 @@ def text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config()
 
 
-def _streams(
-    model: PreTrainedModel, vocab_size: int, context_length: int
-) -> tuple[PagePool, list[Stream]]:
-    """SCOREs of random ids, whose wanted rows are the last positions, in a pool that holds them."""
+def _streams(model: PreTrainedModel, vocab_size: int, context_length: int) -> list[Stream]:
+    """SCOREs of random ids, whose wanted rows are the last positions."""
     lengths = list(_LENGTHS)
     window = getattr(text_config(model), "sliding_window", None)
     if window is not None and window <= _LONGEST_WINDOW:
         lengths[-1] = max(lengths[-1], window + _COMPARED // 2)
     lengths = [min(length, context_length) for length in lengths]
     random = torch.Generator().manual_seed(0)
-    pool = PagePool(3 * max(lengths), page_tokens=16)
     streams = []
     for index, length in enumerate(lengths):
         ids = torch.randint(vocab_size, (length,), generator=random).tolist()
         known = max(1, length - _COMPARED)
         op = Score(index, tuple(ids[:known]), tuple(ids[known:]))
-        stream = Stream(op, op.prompt, limit=length)
-        stream.place = pool.take(length)
-        streams.append(stream)
-    return pool, streams
+        streams.append(Stream(op, op.prompt, limit=length))
+    return streams
+
+
+def _places(streams: Sequence[Stream], kind: type[PagePool]) -> PagePool:
+    """A pool with a place for each of `streams`: in one of tables, not one page lies behind the
+    one before it."""
+    longest = max(stream.to_run for stream in streams)
+    pool = kind(len(streams) * longest, page_tokens=16)
+    if kind is Tables:
+        every = pool.take(len(streams) * (longest + pool.page_tokens))
+        assert every is not None
+        for index, stream in enumerate(streams):
+            stream.place = Place(every.pages[index :: len(streams)])
+    else:
+        for stream in streams:
+            stream.place = pool.take(stream.to_run)
+    return pool
 
 
 def _references(model: PreTrainedModel, streams: Sequence[Stream]) -> list[Tensor]:

@@ -14,6 +14,7 @@ from lmtp_replicate.engine.pages import Clear, PagePool
 from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.prefix import NullPrefixIndex, PrefixIndex, RadixPrefixIndex
 from lmtp_replicate.engine.scheduler import Scheduler
+from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.protocol.messages import Generate, Score, TokenItem
 
@@ -125,15 +126,15 @@ class Machine:
         for work in plan.works:
             place = work.stream.place
             assert place is not None and work.length > 0
-            first = self.pool.place(place, 0)
+            at = self.pool.addresses(place, 0, self.pool.capacity(place))
             for position in range(work.start, work.stop):
-                before = self.memory[first + position - 1] if position else 0
-                self.memory[first + position] = _after(before, work.stream.tokens[position])
+                before = self.memory[at[position - 1]] if position else 0
+                self.memory[at[position]] = _after(before, work.stream.tokens[position])
             right = list(accumulate(work.stream.tokens[: work.stop], _after, initial=0))[1:]
-            assert self.memory[first : first + work.stop] == right
+            assert [self.memory[address] for address in at[: work.stop]] == right
             if work.length == 1:  # attention reads it in one batch with others
-                rest = self.memory[first + work.stop : first + self.pool.capacity(place)]
-                assert set(rest) <= {None}, "something of another stream was left behind"
+                rest = {self.memory[address] for address in at[work.stop :]}
+                assert rest <= {None}, "something of another stream was left behind"
 
     def _answer(self, stream: Stream, rows: Sequence[int]) -> None:
         if isinstance(stream.op, Score):
@@ -163,8 +164,9 @@ def machine(
     whole_prompts: bool = False,
     remembers: bool = False,
     pace: Pace | None = None,
+    kind: type[PagePool] = Spans,
 ) -> Machine:
-    pool = PagePool(pages, page_tokens)
+    pool = kind(pages, page_tokens)
     index = RadixPrefixIndex(pool) if remembers else NullPrefixIndex()
     scheduler = Scheduler(
         pool,

@@ -23,11 +23,12 @@ from lmtp_replicate.engine.compiled_attention import (
     CompiledStep,
     compiled_attention_for,
 )
+from lmtp_replicate.engine.groups import Group, Neighbours
 from lmtp_replicate.engine.kernels import FOLDER, kernels
 from lmtp_replicate.engine.kv_store import KVStore
-from lmtp_replicate.engine.layout import Group, Layout
-from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.layout import Layout
 from lmtp_replicate.engine.proof import prove
+from lmtp_replicate.engine.spans import Spans
 from tests.engine.running import running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
@@ -79,10 +80,12 @@ class Case:
     ) -> None:
         self.dtype = dtype
         self.random = torch.Generator().manual_seed(len(works) * heads + dim)
-        pool = PagePool(CAPACITY * len(works), page_tokens=1)
+        pool = Spans(CAPACITY * len(works), page_tokens=1)
         groups, start = [], 0
         for index, (count, position) in enumerate(works):
-            groups.append(Group(start, index * CAPACITY, CAPACITY, count, [position]))
+            groups.append(
+                Group(start, count, [position], Neighbours(index * CAPACITY, CAPACITY, 1))
+            )
             start += count
         places = [
             index * CAPACITY + position + offset
@@ -228,7 +231,7 @@ def test_what_it_does_not_know_torch_computes(
     softcap: float | None,
 ) -> None:
     case = Case([(1, 3)], heads, kv_heads, dim, None)
-    store = KVStore(PagePool(CAPACITY, page_tokens=1))
+    store = KVStore(Spans(CAPACITY, page_tokens=1))
     step = CompiledStep(compiled, case.layout, store)
     new = [tensor.to(dtype) for tensor in (case.query, *case.new)]
     found = step.attend(0, *new, Scores(dim**-0.5, None, softcap, None))

@@ -6,19 +6,24 @@ the host, and is run again on the same static tensors.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmtp_replicate.engine.attention import Scores
-from lmtp_replicate.engine.decode_attention import GatheredAttention, Reads
-from lmtp_replicate.engine.decode_graphs import DecodeGraphs
+from lmtp_replicate.engine.decode_attention import DecodeAttention, GatheredAttention, Reads
+from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
+from lmtp_replicate.engine.flex_decode import FlexDecodeAttention
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.engine.settings import EngineSettings
+from lmtp_replicate.engine.tables import Tables
 from lmtp_replicate.engine.torch_engine import TorchEngine
 from lmtp_replicate.protocol.messages import Generate
 from tests.engine.oracle import Oracle
@@ -58,9 +63,15 @@ class Tape:
         return work
 
 
-def engine_with(name: str, tape: Tape, **settings: Any) -> TorchEngine:
-    settings = {"decode_graphs": True} | settings
-    return TorchEngine(tiny_loaded(name), EngineSettings(**settings), tape)
+def again(work: Callable[[], None]) -> Callable[[], None]:
+    """A stand-in that refuses nothing: torch's modes do not know FlexAttention."""
+    work()
+    return work
+
+
+def engine_with(name: str, capture: Capture, **settings: Any) -> TorchEngine:
+    settings = {"decode_graphs": True, "share_pages": True} | settings
+    return TorchEngine(tiny_loaded(name), EngineSettings(**settings), capture)
 
 
 def replayed(engine: TorchEngine) -> int:
@@ -130,6 +141,11 @@ def test_a_model_that_waits_for_its_device_is_not_recorded() -> None:
         engine.close()
 
 
+def offer(monkeypatch: pytest.MonkeyPatch, *attentions: DecodeAttention) -> None:
+    """To the proof, in place of what the device may have."""
+    monkeypatch.setattr("lmtp_replicate.engine.proof.decode_attentions", lambda _: attentions)
+
+
 class WithoutWindow(GatheredAttention):
     """Looks at all tokens, whatever the layer's window."""
 
@@ -141,10 +157,10 @@ class WithoutWindow(GatheredAttention):
 def test_an_attention_that_computes_something_else_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lmtp_replicate.engine.proof.GatheredAttention", WithoutWindow)
-    verdict = prove(tiny_network("gemma3_text"), VOCABULARY, 256, capture=Tape())
+    offer(monkeypatch, WithoutWindow())
+    verdict = prove(tiny_network("gemma3_text"), VOCABULARY, 256, kind=Tables, capture=Tape())
     assert verdict.path == "packed"
-    assert verdict.decode is None
+    assert not verdict.decode
     assert "differ from the model's own eager forward" in verdict.decode_reason
 
 
@@ -193,8 +209,68 @@ def test_a_strangers_broken_numbers_do_not_get_into_an_answer() -> None:
     places, dim = 40, 8
     keys, values = (torch.full((places, 2, dim), torch.nan) for _ in range(2))
     keys[8:12], values[8:12] = 1.0, 2.0
-    reads = Reads(torch.tensor([8]), torch.tensor([4]), span=256)
+    reads = Reads(torch.tensor([[4, 5, 5, 5]]), torch.tensor([4]), page_tokens=2)
     for window in (None, 3):
         scores = Scores(1.0, window, None, None)
         seen = GatheredAttention().attend(torch.ones(1, 4, dim), keys, values, reads, scores)
         assert torch.equal(seen, torch.full((1, 4, dim), 2.0))
+
+
+class Slow(GatheredAttention):
+    """The same, much later."""
+
+    name = "slow"
+
+    def attend(self, *args: Any) -> Any:
+        time.sleep(0.05)
+        return super().attend(*args)
+
+
+class Unrecordable(GatheredAttention):
+    """Waits for its device, but not while it is on trial."""
+
+    name = "unrecordable"
+
+    def attend(self, query: Any, *args: Any) -> Any:
+        if query.shape[0] != 4:  # the proof's
+            query.sum().item()
+        return super().attend(query, *args)
+
+
+def test_each_step_is_recorded_with_the_attention_that_is_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    offer(monkeypatch, Slow(), Unrecordable(), GatheredAttention())
+    with caplog.at_level(logging.INFO):
+        engine = engine_with("llama", Tape(), max_streams=1)
+    try:
+        assert engine.info().details["decode"] == "recorded"
+        chosen = [
+            r.getMessage() for r in caplog.records if r.getMessage().startswith("Steps of 1 ")
+        ]
+        assert len(chosen) == 2
+        assert all(message.endswith("gathered attention") for message in chosen)
+        assert "No recording with unrecordable attention: item makes the host wait" in caplog.text
+        judge = oracle("llama", engine)
+        for answer in answers(engine, [Generate(1, (3, 4), 9)]):
+            judge.check(answer.op, answer.items)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
+def test_steps_recorded_with_flex_attention_equal_the_oracle(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, FlexDecodeAttention(flex_attention))
+    engine = engine_with(name, again, page_tokens=4, max_streams=4)
+    try:
+        details = engine.info().details
+        assert details["decode"] == "recorded", details["decode_reason"]
+        judge = oracle(name, engine)
+        prompt = tuple(range(1, 30))
+        for answer in answers(engine, [Generate(n, (*prompt, n), 12) for n in range(3)]):
+            judge.check(answer.op, answer.items)
+        assert replayed(engine) > 0
+    finally:
+        engine.close()

@@ -8,12 +8,13 @@ import sys
 import torch
 
 from lmtp_replicate.engine.kv_store import KVStore
-from lmtp_replicate.engine.pages import Clear, Copy, PagePool
+from lmtp_replicate.engine.pages import Clear, Copy
+from lmtp_replicate.engine.spans import Spans
 
 
 def store_with(tokens: int) -> tuple[KVStore, torch.Tensor]:
     """A store whose first `tokens` places hold 1, 2, 3 ..., and those keys `[1, 2, token, 3]`."""
-    store = KVStore(PagePool(total=4096, page_tokens=1))
+    store = KVStore(Spans(total=4096, page_tokens=1))
     keys = torch.arange(1.0, tokens + 1).view(1, 1, -1, 1).expand(1, 2, -1, 3)
     store.extend(tokens)
     store.write(0, torch.arange(tokens), keys, -keys)
@@ -40,8 +41,9 @@ def test_memory_is_taken_as_far_as_it_is_written() -> None:
     code = """
 import resource, torch
 from lmtp_replicate.engine.kv_store import KVStore
-from lmtp_replicate.engine.pages import Clear, PagePool
-store = KVStore(PagePool(total=1 << 16, page_tokens=16))  # 8 GiB of keys and values
+from lmtp_replicate.engine.pages import Clear
+from lmtp_replicate.engine.spans import Spans
+store = KVStore(Spans(total=1 << 16, page_tokens=16))  # 8 GiB of keys and values
 keys = torch.ones(1, 8, 1000, 128)
 store.extend(1000)
 store.write(0, torch.arange(1000), keys, keys)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
@@ -11,15 +12,28 @@ from lmtp_replicate.engine.pages import Copy, PagePool
 from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.prefix import RadixPrefixIndex
 from lmtp_replicate.engine.scheduler import WORTH_WAITING
+from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.engine.tables import Tables
 from tests.engine.machine import Machine, generate, machine, score
 
 PREFIX = tuple(range(500))
 OPTIONS = [(600 + n, 7, 8, 9, 10) for n in range(3)]
 
 
-def remembering(pages: int = 1000, chunk_tokens: int = 512, max_streams: int = 100) -> Machine:
-    return machine(pages, 4, chunk_tokens, max_streams, remembers=True)
+Remembering = Callable[..., Machine]
+
+
+def remembering_in(
+    kind: type[PagePool], pages: int = 1000, chunk_tokens: int = 512, max_streams: int = 100
+) -> Machine:
+    return machine(pages, 4, chunk_tokens, max_streams, remembers=True, kind=kind)
+
+
+@pytest.fixture(params=[Spans, Tables])
+def remembering(request: pytest.FixtureRequest) -> Remembering:
+    """Makes machines with pools of one kind."""
+    return partial(remembering_in, request.param)
 
 
 def fan_out() -> list[Stream]:
@@ -32,13 +46,15 @@ def works(plan: Plan) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("chunk_tokens", [512, 490, 100, 7])
 @pytest.mark.parametrize("max_streams", [100, 2, 1])
-def test_a_cold_fan_out_runs_its_prefix_once(chunk_tokens: int, max_streams: int) -> None:
+def test_a_cold_fan_out_runs_its_prefix_once(
+    remembering: Remembering, chunk_tokens: int, max_streams: int
+) -> None:
     run = remembering(chunk_tokens=chunk_tokens, max_streams=max_streams)
     # The last scored token is only looked up; the last token of the prefix gives the others' rows.
     assert run.run(*fan_out()) == 499 + 3 * len(OPTIONS[0])
 
 
-def test_a_warm_fan_out_runs_only_its_options() -> None:
+def test_a_warm_fan_out_runs_only_its_options(remembering: Remembering) -> None:
     run = remembering()
     run.run(generate(9, PREFIX, 1))
     streams = fan_out()
@@ -48,19 +64,19 @@ def test_a_warm_fan_out_runs_only_its_options() -> None:
     assert not run.scheduler.streams, "all in one step"
 
 
-def test_a_fan_out_follows_a_prefix_that_is_being_run() -> None:
+def test_a_fan_out_follows_a_prefix_that_is_being_run(remembering: Remembering) -> None:
     run = remembering(chunk_tokens=100)
     run.scheduler.add(generate(9, PREFIX, 30))
     run.step()
     assert run.run(*fan_out()) == 499 - 100 + 30 + 3 * len(OPTIONS[0])
 
 
-def test_samples_of_one_prompt_run_it_once() -> None:
+def test_samples_of_one_prompt_run_it_once(remembering: Remembering) -> None:
     run = remembering()
     assert run.run(*[generate(n, PREFIX, 4) for n in range(8)]) == 499 + 8 * 4
 
 
-def test_a_growing_prefix_runs_only_new_tokens() -> None:
+def test_a_growing_prefix_runs_only_new_tokens(remembering: Remembering) -> None:
     run = remembering()
     tokens: Sequence[int] = range(20)
     total = 0
@@ -76,14 +92,16 @@ def test_a_growing_prefix_runs_only_new_tokens() -> None:
     assert counted["prompt_tokens"] == sum(20 + 8 * n for n in range(40))
 
 
-def test_what_only_a_part_of_a_stream_shares_is_found_to_the_token() -> None:
+def test_what_only_a_part_of_a_stream_shares_is_found_to_the_token(
+    remembering: Remembering,
+) -> None:
     run = remembering()
     run.run(score(0, PREFIX, OPTIONS[0]))
     assert run.run(generate(1, [*PREFIX[:333], 999, 998], 1)) == 2
     assert run.run(generate(2, [*PREFIX[:333], 999, 997, 996], 1)) == 2
 
 
-def test_followers_start_in_the_step_after_the_prefix_exists() -> None:
+def test_followers_start_in_the_step_after_the_prefix_exists(remembering: Remembering) -> None:
     run = remembering(chunk_tokens=200)
     for stream in fan_out():
         run.scheduler.add(stream)
@@ -95,7 +113,7 @@ def test_followers_start_in_the_step_after_the_prefix_exists() -> None:
     ]
 
 
-def test_streams_between_leader_and_follower_are_not_held_up() -> None:
+def test_streams_between_leader_and_follower_are_not_held_up(remembering: Remembering) -> None:
     run = remembering(chunk_tokens=200)
     first, second, _ = fan_out()
     for stream in (first, second, generate(9, range(700, 750), 3)):
@@ -105,7 +123,7 @@ def test_streams_between_leader_and_follower_are_not_held_up() -> None:
     assert done[3][:2] == [(9, 1), (1, 5)]
 
 
-def test_nobody_waits_for_a_few_tokens() -> None:
+def test_nobody_waits_for_a_few_tokens(remembering: Remembering) -> None:
     run = remembering()
     few = range(WORTH_WAITING - 1)
     streams = [generate(n, [*few, *range(100 * n, 100 * n + 40)], 1) for n in range(1, 4)]
@@ -114,7 +132,7 @@ def test_nobody_waits_for_a_few_tokens() -> None:
     assert works(run.step()) == [(n, len(few) + 40) for n in range(1, 4)]
 
 
-def test_a_cancelled_leader_leaves_what_it_has_to_the_next() -> None:
+def test_a_cancelled_leader_leaves_what_it_has_to_the_next(remembering: Remembering) -> None:
     run = remembering(chunk_tokens=200)
     streams = fan_out()
     for stream in streams:
@@ -125,7 +143,7 @@ def test_a_cancelled_leader_leaves_what_it_has_to_the_next() -> None:
     assert len(run.items[1]) == len(run.items[2]) == 5
 
 
-def test_a_leader_that_is_cancelled_before_it_ran_strands_nobody() -> None:
+def test_a_leader_that_is_cancelled_before_it_ran_strands_nobody(remembering: Remembering) -> None:
     run = remembering(chunk_tokens=200)
     streams = fan_out()
     for stream in streams:
@@ -136,7 +154,7 @@ def test_a_leader_that_is_cancelled_before_it_ran_strands_nobody() -> None:
 
 
 def test_an_evicted_prefix_is_run_again() -> None:
-    run = remembering(pages=130)
+    run = remembering_in(Spans, pages=130)
     assert run.run(generate(0, PREFIX, 1)) == 500
     assert run.run(generate(1, range(1000, 1400), 1)) == 400
     assert run.scheduler.statistics()["evictions"] == 1
@@ -144,7 +162,7 @@ def test_an_evicted_prefix_is_run_again() -> None:
 
 
 def test_a_prefix_is_of_use_even_where_its_own_pages_must_be_given_up() -> None:
-    run = remembering(pages=32)
+    run = remembering_in(Spans, pages=32)
     assert run.run(generate(0, range(100), 1)) == 100
     assert run.run(generate(1, [*range(90), 200, 201], 1)) == 2
     assert run.scheduler.statistics()["evictions"] == 1
@@ -154,7 +172,9 @@ def copies(plan: Plan) -> list[int]:
     return [change.length for change in plan.changes if isinstance(change, Copy)]
 
 
-def test_who_continues_all_of_a_prefix_takes_its_place_without_a_copy() -> None:
+def test_who_continues_all_of_a_prefix_takes_its_place_without_a_copy(
+    remembering: Remembering,
+) -> None:
     run = remembering()
     run.run(generate(0, range(65), 1))
     run.scheduler.add(generate(1, range(80), 2))
@@ -167,7 +187,7 @@ def test_who_continues_all_of_a_prefix_takes_its_place_without_a_copy() -> None:
 
 
 def test_a_place_is_copied_by_all_but_the_first_and_by_whoever_leaves_its_path() -> None:
-    run = remembering()
+    run = remembering_in(Spans)
     run.run(generate(0, range(65), 1))
     for stream in (generate(1, range(66), 1), generate(2, [*range(65), 99], 1)):
         run.scheduler.add(stream)
@@ -178,7 +198,7 @@ def test_a_place_is_copied_by_all_but_the_first_and_by_whoever_leaves_its_path()
 
 
 def test_a_place_with_a_neighbour_in_its_way_is_copied() -> None:
-    run = remembering()
+    run = remembering_in(Spans)
     run.run(generate(0, range(17), 1))  # 5 pages of a place of 8
     run.scheduler.add(generate(1, range(900, 903), 9))
     run.step()  # has the page after the next one
@@ -186,7 +206,9 @@ def test_a_place_with_a_neighbour_in_its_way_is_copied() -> None:
     assert copies(run.step()) == [17]
 
 
-def test_who_has_taken_a_place_and_leaves_at_once_leaves_the_prefix() -> None:
+def test_who_has_taken_a_place_and_leaves_at_once_leaves_the_prefix(
+    remembering: Remembering,
+) -> None:
     run = remembering()
     run.run(generate(0, range(65), 1))
     stream = generate(1, range(80), 1)
@@ -197,7 +219,7 @@ def test_who_has_taken_a_place_and_leaves_at_once_leaves_the_prefix() -> None:
     assert run.run(generate(2, range(70), 1)) == 5
 
 
-def test_what_was_of_use_lately_outlives_what_was_not() -> None:
+def test_what_was_of_use_lately_outlives_what_was_not(remembering: Remembering) -> None:
     run = remembering(pages=64)
     prompts = [range(100 * n, 100 * n + 60) for n in range(4)]
     for index, prompt in enumerate(prompts):
@@ -210,7 +232,7 @@ def test_what_was_of_use_lately_outlives_what_was_not() -> None:
 
 def test_room_for_one_large_stream_costs_few_small_prefixes() -> None:
     """By age alone nearly all would go before so many neighbours were free."""
-    run = remembering(pages=64)
+    run = remembering_in(Spans, pages=64)
     for index in range(16):
         run.run(generate(index, range(100 * index, 100 * index + 16), 1))
     for index in range(0, 16, 2):
@@ -219,7 +241,9 @@ def test_room_for_one_large_stream_costs_few_small_prefixes() -> None:
     assert run.scheduler.statistics()["evictions"] == 4
 
 
-def test_kept_is_only_what_holds_something_and_what_nothing_longer_holds() -> None:
+def test_kept_is_only_what_holds_something_and_what_nothing_longer_holds(
+    remembering: Remembering,
+) -> None:
     run = remembering()
     run.run(generate(0, range(65), 1))  # 17 pages, in a place of 32
     assert run.scheduler.statistics()["kept_tokens"] == 17 * 4
@@ -233,7 +257,7 @@ def test_kept_is_only_what_holds_something_and_what_nothing_longer_holds() -> No
 
 
 def test_an_older_stream_never_follows_a_younger_one() -> None:
-    pool = PagePool(1000, 4)
+    pool = Spans(1000, 4)
     index = RadixPrefixIndex(pool)
     older, younger, youngest = (generate(n, PREFIX, 1) for n in range(3))
     younger.place, younger.cached = pool.take(500), 100
@@ -247,7 +271,7 @@ def test_an_older_stream_never_follows_a_younger_one() -> None:
 
 
 def test_a_lone_stream_outgrows_all_that_is_kept_without_a_pause() -> None:
-    run = remembering(pages=11)
+    run = remembering_in(Spans, pages=11)
     for index in range(4):
         run.run(generate(index, range(100 * index, 100 * index + 5), 1))
     run.run(generate(9, range(3), 41))
@@ -255,7 +279,9 @@ def test_a_lone_stream_outgrows_all_that_is_kept_without_a_pause() -> None:
     assert run.scheduler.statistics()["evictions"] == 4
 
 
-def test_the_log_tells_now_and_then_what_was_known(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_tells_now_and_then_what_was_known(
+    remembering: Remembering, caplog: pytest.LogCaptureFixture
+) -> None:
     run = remembering()
     with caplog.at_level(logging.INFO):
         for index in range(1100):

@@ -19,7 +19,9 @@ from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.prefix import RadixPrefixIndex
 from lmtp_replicate.engine.scheduler import Scheduler
+from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.engine.tables import Tables
 from tests.engine.machine import JOBS, Job, Machine
 from tests.engine.tiny_models import VOCABULARY, tiny_network
 
@@ -27,8 +29,7 @@ from tests.engine.tiny_models import VOCABULARY, tiny_network
 class RealMachine(Machine):
     """Runs plans on a real model. `rows`: the logits that every stream got, by position."""
 
-    def __init__(self, network: Any, pages: int, page_tokens: int, chunk_tokens: int) -> None:
-        pool = PagePool(pages, page_tokens)
+    def __init__(self, network: Any, pool: PagePool, chunk_tokens: int) -> None:
         index = RadixPrefixIndex(pool)
         scheduler = Scheduler(pool, Pace(chunk_tokens), index, max_streams=6)
         super().__init__(scheduler, pool, index)
@@ -52,19 +53,25 @@ def networks(name: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt_oss"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     jobs=st.lists(JOBS, min_size=2, max_size=8),
     page_tokens=st.integers(1, 5),
     spare=st.integers(0, 60),
     chunk_tokens=st.integers(1, 60),
+    kind=st.sampled_from([Spans, Tables]),
 )
 def test_any_interleaving_gives_the_oracles_logits(
-    name: str, jobs: list[Job], page_tokens: int, spare: int, chunk_tokens: int
+    name: str,
+    jobs: list[Job],
+    page_tokens: int,
+    spare: int,
+    chunk_tokens: int,
+    kind: type[PagePool],
 ) -> None:
     packed, plain = networks(name)
     pages = -(-max(job.length for job in jobs) // page_tokens) + spare
-    run = RealMachine(packed, pages, page_tokens, chunk_tokens)
+    run = RealMachine(packed, kind(pages, page_tokens), chunk_tokens)
     with torch.inference_mode():
         run.through(jobs)
         for stream, rows in run.rows.items():

@@ -9,7 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lmtp_replicate.engine.pace import LEAST, Pace
+from lmtp_replicate.engine.pages import PagePool, Place
 from lmtp_replicate.engine.scheduler import MOST_ROWS
+from lmtp_replicate.engine.spans import Spans
+from lmtp_replicate.engine.tables import Tables
 from tests.engine.machine import JOBS, Job, generate, machine, score
 
 
@@ -22,6 +25,7 @@ from tests.engine.machine import JOBS, Job, generate, machine, score
     max_streams=st.integers(1, 8),
     whole_prompts=st.booleans(),
     remembers=st.booleans(),
+    kind=st.sampled_from([Spans, Tables]),
 )
 def test_every_stream_gets_all_its_items_in_order(
     jobs: list[Job],
@@ -31,6 +35,7 @@ def test_every_stream_gets_all_its_items_in_order(
     max_streams: int,
     whole_prompts: bool,
     remembers: bool,
+    kind: type[PagePool],
 ) -> None:
     """Whatever the memory (it just holds the longest stream, or a little more), nothing is lost,
     repeated, mixed up or kept for ever; every page is free, kept or a stream's in every step."""
@@ -41,9 +46,10 @@ def test_every_stream_gets_all_its_items_in_order(
         max_streams,
         whole_prompts=whole_prompts,
         remembers=remembers,
+        kind=kind,
     )
     streams = run.through(jobs)
-    while run.index.evict(1):
+    while run.index.evict(1, Place()):
         run.pool.check(run.index.kept)
     run.pool.check([])
     for index, (job, stream) in enumerate(zip(jobs, streams, strict=True)):

@@ -6,8 +6,8 @@ import torch
 
 from lmtp_replicate.engine.kv_budget import gpu_bytes
 from lmtp_replicate.engine.packed import PackedModel
-from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.sampling import Sampler
+from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.warm_up import run_prompt
 from tests.engine.tiny_models import VOCABULARY, tiny_network
 
@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 def test_a_prompt_runs_and_leaves_its_pages_free() -> None:
     for most, tokens in ((20, 20), (1000, 64)):
-        pool = PagePool(total=4, page_tokens=16)
+        pool = Spans(total=4, page_tokens=16)
         packed = PackedModel(tiny_network("llama"), pool)
         run_prompt(packed, Sampler(VOCABULARY), most)
         pool.check([])

@@ -1,4 +1,4 @@
-"""Page accounting, driven by hypothesis through any sequence of operations."""
+"""Page accounting of spans, driven by hypothesis through any sequence of operations."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lmtp_replicate.engine.pages import PagePool, Span
+from lmtp_replicate.engine.pages import Place
+from lmtp_replicate.engine.spans import Spans
 
 
-class Pages(RuleBasedStateMachine):
+class SpanAccounts(RuleBasedStateMachine):
     """`held` names every span as often as it is held; `parts` are those of which only the first
     pages are still held."""
 
-    held: list[Span]
-    parts: list[Span]
+    held: list[Place]
+    parts: list[Place]
 
     @initialize(total=st.integers(1, 40), page_tokens=st.integers(1, 5))
     def start(self, total: int, page_tokens: int) -> None:
-        self.pool = PagePool(total, page_tokens)
+        self.pool = Spans(total, page_tokens)
         self.held = []
         self.parts = []
 
@@ -70,7 +71,7 @@ class Pages(RuleBasedStateMachine):
             return
         tokens = 1 + int(share * (self.pool.capacity(span) - 1))
         part = self.pool.part(span, tokens)
-        assert part.first == span.first and part.count <= span.count
+        assert part.pages == span.pages[: len(part.pages)]
         assert self.pool.capacity(part) - self.pool.page_tokens < tokens
         assert self.pool.capacity(part) >= tokens
         self.pool.retain(part)
@@ -90,15 +91,16 @@ class Pages(RuleBasedStateMachine):
     def extend_a_part(self, data: st.DataObject, more: int) -> None:
         part = data.draw(st.sampled_from(self.parts))
         tokens = self.pool.capacity(part) + more
-        behind = range(part.pages.stop, part.first + self.pool.pages_for(tokens))
+        first = part.pages[0]
+        behind = range(part.pages[-1] + 1, first + self.pool.pages_for(tokens))
         pages = {p for span in [*self.held, *self.parts] for p in span.pages}
         place = self.pool.extend(part, tokens)
         if place is None:
-            is_aligned = part.first % self.pool.pages_for(tokens) == 0
+            is_aligned = first % self.pool.pages_for(tokens) == 0
             is_free = behind.stop <= self.pool.total and pages.isdisjoint(behind)
             assert tokens > self.pool.tokens or not (is_aligned and is_free)
         else:
-            assert place.first == part.first
+            assert place.pages[0] == first
             assert self.pool.capacity(place) >= tokens
             self.parts.remove(part)
             self.held.append(place)
@@ -114,8 +116,8 @@ class Pages(RuleBasedStateMachine):
         assert self.pool.held(place) == len(pages & set(place.pages))
         if not self.pool.held(place):
             taken = self.pool.take(tokens)
-            assert taken is not None and taken.first <= place.first
-            assert taken.count == place.count
+            assert taken is not None and taken.pages[0] <= place.pages[0]
+            assert len(taken.pages) == len(place.pages)
             self.held.append(taken)
 
     @invariant()
@@ -123,43 +125,42 @@ class Pages(RuleBasedStateMachine):
         spans = [*self.held, *self.parts]
         self.pool.check(spans)
         for span in spans:
-            assert span.first >= 0 and span.first + span.count <= self.pool.total
+            assert span.pages[0] >= 0 and span.pages[-1] < self.pool.total
             for other in spans:
-                assert span.common(other) == len(set(span.pages) & set(other.pages))
                 disjoint = set(span.pages).isdisjoint(other.pages)
                 assert span == other or disjoint, "two spans share pages without sharing all"
 
 
-TestPages = Pages.TestCase
-TestPages.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestSpans = SpanAccounts.TestCase
+TestSpans.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
 def test_runs_grow_in_place_when_the_pages_behind_them_are_free() -> None:
-    pool = PagePool(16, page_tokens=4)
+    pool = Spans(16, page_tokens=4)
     first = pool.take(4)
-    assert first == Span(0, 1)
-    assert pool.grow(first, 5) == Span(0, 2)
+    assert first == Place(range(0, 1))
+    assert pool.grow(first, 5) == Place(range(0, 2))
 
 
 def test_runs_move_when_the_pages_behind_them_are_taken() -> None:
-    pool = PagePool(16, page_tokens=4)
+    pool = Spans(16, page_tokens=4)
     first, second = pool.take(4), pool.take(4)
-    assert (first, second) == (Span(0, 1), Span(1, 1))
-    assert pool.grow(Span(0, 1), 5) == Span(2, 2)
-    pool.check([Span(1, 1), Span(2, 2)])
+    assert (first, second) == (Place(range(0, 1)), Place(range(1, 2)))
+    assert pool.grow(Place(range(0, 1)), 5) == Place(range(2, 4))
+    pool.check([Place(range(1, 2)), Place(range(2, 4))])
 
 
 def test_one_run_can_hold_the_whole_pool_though_that_is_no_power_of_two() -> None:
-    pool = PagePool(11, page_tokens=1)
+    pool = Spans(11, page_tokens=1)
     span = pool.take(1)
     while span is not None and pool.capacity(span) < 11:
         span = pool.grow(span, pool.capacity(span) + 1)
-    assert span == Span(0, 11)
+    assert span == Place(range(0, 11))
     assert pool.take(1) is None
 
 
 def test_releasing_too_often_is_a_bug_that_shows() -> None:
-    pool = PagePool(2, page_tokens=1)
+    pool = Spans(2, page_tokens=1)
     span = pool.take(1)
     assert span is not None
     pool.release(span)

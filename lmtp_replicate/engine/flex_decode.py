@@ -1,0 +1,94 @@
+"""Attention of one new token per stream that reads keys and values where they lie: torch's
+FlexAttention (https://docs.pytorch.org/docs/stable/nn.attention.flex_attention.html), whose kernel
+is told for each stream which pages of the pool to visit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from lmtp_replicate.engine.attention import Scores
+from lmtp_replicate.engine.decode_attention import Reads
+
+ScoreChange = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class FlexDecodeAttention:
+    """`function`: `flex_attention`, compiled. As it is, it computes all of the pool: for tests."""
+
+    name = "flex"
+    most = 1 << 18
+
+    def __init__(self, function: Any = None) -> None:
+        self._function = function or torch.compile(flex_attention)
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, reads: Reads, scores: Scores
+    ) -> Tensor:
+        tokens = keys.shape[0]
+        attended = self._function(
+            query[:, :, None],
+            *(tensor.transpose(0, 1)[None] for tensor in (keys, values)),
+            score_mod=_softcapped(scores.softcap) if scores.softcap else None,
+            block_mask=reads.once(
+                ("blocks", scores.window), lambda: block_mask(reads, scores.window, tokens)
+            ),
+            scale=scores.scaling,
+            enable_gqa=True,
+            return_aux=AuxRequest(lse=True) if scores.sinks is not None else None,
+        )
+        if scores.sinks is None:
+            return attended[:, :, 0]  # type: ignore[no-any-return]
+        output, auxiliary = attended
+        # A sink is one more term in the softmax's sum: a share is left to the others.
+        share = torch.sigmoid(auxiliary.lse - scores.sinks[:, None].to(auxiliary.lse.dtype))
+        return (output * share[..., None].to(output.dtype))[:, :, 0]  # type: ignore[no-any-return]
+
+
+def block_mask(reads: Reads, window: int | None, tokens: int) -> BlockMask:
+    """Which pages of a pool of `tokens` tokens each stream's query visits, and what it sees there.
+
+    The kernel visits the pages in the order of the tables, whatever their numbers; what it asks the
+    mask for are addresses of the pool, so that `logical` leads back to the stream's tokens."""
+    size, pages = reads.page_tokens, tokens // reads.page_tokens
+    streams, width = reads.tables.shape
+    order = torch.arange(width, device=reads.tables.device)
+    last = (reads.lengths[:, None] - 1) // size
+    first = (reads.lengths[:, None] - window).clamp_min(0) // size if window else last * 0
+    # Behind a stream's last page its table repeats that one.
+    own = torch.minimum(order, last)
+    logical = reads.tables.new_full((streams, pages), -1)
+    logical.scatter_(1, reads.tables.gather(1, own), own)
+    # As wide as the pool, as torch demands; the kernel reads the first ones.
+    visited = reads.tables.new_zeros(streams, pages, dtype=torch.int32)
+    visited[:, :width] = reads.tables.gather(1, torch.minimum(first + order, last))[:, :pages]
+
+    def sees(stream: Tensor, _head: Tensor, _query: Tensor, address: Tensor) -> Tensor:
+        page = logical[stream, address // size]
+        index = page * size + address % size
+        is_seen = (page >= 0) & (index < reads.lengths[stream])
+        return is_seen & (index >= reads.lengths[stream] - window) if window else is_seen
+
+    return BlockMask.from_kv_blocks(
+        (last - first + 1)[:, None].int(),
+        visited[:, None, None],
+        BLOCK_SIZE=(128, size),
+        mask_mod=sees,
+        seq_lengths=(1, tokens),
+        compute_q_blocks=False,
+    )
+
+
+@cache
+def _softcapped(most: float) -> ScoreChange:
+    def change(
+        score: Tensor, _stream: Tensor, _head: Tensor, _query: Tensor, _key: Tensor
+    ) -> Tensor:
+        return most * torch.tanh(score / most)
+
+    return change

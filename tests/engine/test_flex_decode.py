@@ -1,0 +1,97 @@
+"""FlexAttention over the streams' tables: the numbers of gathered attention, without gathering."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from lmtp_replicate.engine.attention import Scores
+from lmtp_replicate.engine.decode_attention import GatheredAttention, Reads
+from lmtp_replicate.engine.flex_decode import FlexDecodeAttention, block_mask
+
+KV_HEADS, HEADS, DIM = 2, 4, 16
+
+
+class Case:
+    """Streams of `lengths` tokens in pages dealt at random from a pool with some more."""
+
+    def __init__(self, lengths: list[int], page_tokens: int, spare: int, seed: int) -> None:
+        random = torch.Generator().manual_seed(seed)
+        needed = [-(-length // page_tokens) for length in lengths]
+        pages = sum(needed) + spare
+        dealt = torch.randperm(pages, generator=random)
+        parts = torch.split(dealt[: sum(needed)], needed)
+        width = max(needed) + spare
+        tables = torch.stack([torch.cat([p, p[-1:].expand(width - len(p))]) for p in parts])
+        self.tokens = pages * page_tokens
+        shape = self.tokens, KV_HEADS, DIM
+        self.keys, self.values = (torch.randn(shape, generator=random) for _ in range(2))
+        self.query = torch.randn(len(lengths), HEADS, DIM, generator=random)
+        self.tables, self.lengths, self.page_tokens = tables, torch.tensor(lengths), page_tokens
+
+    def attended(self, attention: Any, scores: Scores) -> Tensor:
+        reads = Reads(self.tables, self.lengths, self.page_tokens)
+        with torch.inference_mode():
+            result: Tensor = attention.attend(self.query, self.keys, self.values, reads, scores)
+        return result
+
+
+CASES = st.builds(
+    Case,
+    st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    page_tokens=st.integers(1, 16),
+    spare=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+SCORES = st.builds(
+    Scores,
+    scaling=st.sampled_from([0.1, 0.25]),
+    window=st.none() | st.integers(1, 70),
+    softcap=st.none() | st.just(2.0),
+    sinks=st.none() | st.just(torch.tensor([0.5, -1.0, 3.0, 0.0])),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=CASES, scores=SCORES)
+def test_it_computes_what_gathered_attention_does(case: Case, scores: Scores) -> None:
+    expected = case.attended(GatheredAttention(), scores)
+    found = case.attended(FlexDecodeAttention(flex_attention), scores)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=CASES, window=st.none() | st.integers(1, 70))
+def test_each_stream_visits_just_the_pages_it_sees(case: Case, window: int | None) -> None:
+    reads = Reads(case.tables, case.lengths, case.page_tokens)
+    blocks = block_mask(reads, window, case.tokens)
+    for stream, length in enumerate(case.lengths.tolist()):
+        first = max(0, length - (window or length)) // case.page_tokens
+        last = (length - 1) // case.page_tokens
+        count = int(blocks.kv_num_blocks[stream, 0, 0])
+        visited = blocks.kv_indices[stream, 0, 0, :count].tolist()
+        assert visited == case.tables[stream, first : last + 1].tolist()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+@pytest.mark.slow
+def test_compiled_it_visits_those_pages_only() -> None:
+    """The others hold what would show."""
+    case = Case([5, 64, 70, 1], page_tokens=16, spare=3, seed=0)
+    expected = case.attended(GatheredAttention(), Scores(0.2, None, None, None))
+    seen = torch.unique(case.tables)
+    for tensor in (case.keys, case.values):
+        pages = tensor.view(-1, 16, KV_HEADS, DIM)
+        strangers = torch.ones(len(pages), dtype=torch.bool)
+        strangers[seen] = False
+        assert strangers.any()
+        pages[strangers] = torch.nan
+    found = case.attended(FlexDecodeAttention(), Scores(0.2, None, None, None))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
