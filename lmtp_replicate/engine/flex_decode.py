@@ -18,14 +18,28 @@ from lmtp_replicate.engine.decode_attention import Reads
 ScoreChange = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+_SHAPES = 256
+"""How many shapes may be compiled, one for each recording and kind of layer."""
+
+
+def _compiled(*args: Any, **kwargs: Any) -> Any:
+    """`flex_attention`, compiled for the shapes at hand, as the kernel for single queries wants to
+    know the number of streams (torch._inductor.kernel.flex.flex_decoding). Raises where that fails
+    instead of computing all of the pool."""
+    function: Any = torch.compile(flex_attention, fullgraph=True, dynamic=False)
+    config: Any = torch.compiler.config
+    with config.patch(recompile_limit=_SHAPES):
+        return function(*args, **kwargs)
+
+
 class FlexDecodeAttention:
     """`function`: `flex_attention`, compiled. As it is, it computes all of the pool: for tests."""
 
     name = "flex"
     most = 1 << 18
 
-    def __init__(self, function: Any = None) -> None:
-        self._function = function or torch.compile(flex_attention)
+    def __init__(self, function: Callable[..., Any] = _compiled) -> None:
+        self._function = function
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, reads: Reads, scores: Scores

@@ -168,6 +168,30 @@ def test_a_prefix_is_of_use_even_where_its_own_pages_must_be_given_up() -> None:
     assert run.scheduler.statistics()["evictions"] == 1
 
 
+def test_what_streams_have_in_common_is_in_memory_once() -> None:
+    """A pool that holds one prefix, and not two, holds a fan-out from it."""
+    run = remembering_in(Tables, pages=140)
+    for stream in fan_out():
+        run.scheduler.add(stream)
+    run.step()
+    assert len(works(run.step())) == 2, "the followers are placed beside their leader"
+    assert not run.scheduler.streams
+    # 124 of the first one's 126 pages are full of tokens that the others need too.
+    assert run.scheduler.statistics()["kept_tokens"] == 4 * (126 + 2 + 2)
+    assert run.scheduler.statistics()["evictions"] == 0
+
+
+def test_a_page_that_is_shared_is_not_written() -> None:
+    """Whoever needs a part of it has a copy."""
+    run = remembering_in(Tables)
+    run.run(generate(0, range(10), 1))
+    for stream in (generate(1, [*range(9), 91], 2), generate(2, [*range(9), 92], 2)):
+        run.scheduler.add(stream)
+    assert copies(run.step()) == [1, 1]
+    assert run.run() == 2
+    assert run.run(generate(3, range(10), 1)) == 1
+
+
 def copies(plan: Plan) -> list[int]:
     return [change.length for change in plan.changes if isinstance(change, Copy)]
 

@@ -46,9 +46,16 @@ def test_streams_with_shared_prefixes_equal_the_oracle(name: str) -> None:
     choices = ties = 0
     with running(tiny_loaded(name), kv_cache_bytes=1) as engine:
         per_token = engine.info().details["kv_bytes_per_token"]
-    for kv_tokens, chunk_tokens, page_tokens in ((8192, 512, 16), (200, 17, 4), (120, 5, 1)):
+    for kv_tokens, chunk_tokens, page_tokens, share_pages in (
+        (8192, 512, 16, False),
+        (200, 17, 4, False),
+        (120, 5, 1, False),
+        (8192, 512, 16, True),
+        (120, 11, 4, True),
+    ):
         with running(
             tiny_loaded(name),
+            share_pages=share_pages,
             chunk_tokens=chunk_tokens,
             page_tokens=page_tokens,
             kv_cache_bytes=kv_tokens * per_token,
