@@ -7,12 +7,12 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 
-from benchmarks.agreement import Answer, Oracle
+from benchmarks.agreement import FirstAnswers, Oracle
 from benchmarks.command import Command
 from benchmarks.model import Shape, make
 from benchmarks.result import Agreement
 from benchmarks.rounds import Rounds
-from benchmarks.sides.side import Batch, Side
+from benchmarks.sides.side import Side
 from benchmarks.tables import FIGURES, table
 from benchmarks.trace import figures
 from benchmarks.workload import Request, Source
@@ -42,7 +42,7 @@ class EngineWork:
         self._lengths = lengths
         self._new = new
         self._most = most
-        self.first_answers: dict[str, list[Answer]] = {}
+        self._first = FirstAnswers()
 
     def requests(self, case: str, number: int | str) -> Sequence[Request]:
         """Other prompts in every round: none is answered from a cache."""
@@ -54,17 +54,11 @@ class EngineWork:
         requests = self.requests(case, number)
         batch = await side.batch(requests, int(case))
         if number == 0:
-            self._keep(side, requests, batch)
+            self._first.keep(side, requests, batch)
         return figures(batch.traces, batch.wall)
 
-    def _keep(self, side: Side, requests: Sequence[Request], batch: Batch) -> None:
-        kept = self.first_answers.setdefault(side.name, [])
-        for request, trace in zip(requests, batch.traces, strict=True):
-            kept.append(Answer(request.prompt, tuple(trace.tokens)))
-
     def agreements(self) -> dict[str, Agreement]:
-        oracle = Oracle(make(self._shape))
-        return {side: oracle.check(answers) for side, answers in self.first_answers.items()}
+        return self._first.check(Oracle(make(self._shape)))
 
 
 async def compare(command: Command, work: EngineWork, cases: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """Decode on a GPU: a step at 1 stream against the time to read the weights once, and throughput at
 32 and 64 streams, on a Llama-8B-shaped model with random weights, with decode steps recorded (CUDA
-graphs) and without; LMQL's server beside them."""
+graphs) and without; LMQL's server beside them. The first round's tokens are held against the plain
+model in float32."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from time import perf_counter
 
+from benchmarks.agreement import BFLOAT16_TOLERANCE, FirstAnswers, Oracle
 from benchmarks.command import Command
 from benchmarks.model import CACHE, LLAMA_8B, TINY, Shape, describe, make
 from benchmarks.rounds import Rounds
@@ -56,12 +58,15 @@ class GpuWork:
         self._bandwidth = bandwidth
         self._lengths = lengths
         self._new = new
+        self.first = FirstAnswers()
 
     async def measure(self, side: WebSocketSide, case: str, number: object) -> Mapping[str, float]:
         streams = CASES[case]
         source = Source(self._shape.vocabulary, "gpu", case, number)
         requests = source.requests(2 * streams, self._lengths, self._new)
         batch = await side.batch(requests, streams)
+        if number == 0:
+            self.first.keep(side, requests, batch)
         found = figures(batch.traces, batch.wall)
         if streams == 1:
             floor = step_bytes(self._shape, side.name.split()[1]) / self._bandwidth
@@ -98,6 +103,8 @@ async def compare(command: Command, shape: Shape) -> int:
             )
         finally:
             await rounds.close()
+    # Quantised weights are others than the oracle's: how far off they lead is told, not judged.
+    result.agreement = work.first.check(Oracle(folder, "cuda", BFLOAT16_TOLERANCE))
     return command.finish(result, [plain_table(result)])
 
 

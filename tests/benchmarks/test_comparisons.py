@@ -104,6 +104,8 @@ def test_the_guard_tells_wrong_tokens_from_right_ones() -> None:
     only_other = Mask((other,), is_whitelist=True)
     assert oracle.check([Answer(prompt, (other,), (only_other,))]).wrong == 0
     assert oracle.check([Answer(prompt, (right,), (Mask((right,), False),))]).wrong == 1
+    found = Oracle(make(TINY), tolerance=1e9).check([Answer(prompt, (other,))])
+    assert (found.wrong, found.near_ties) == (0, 1)
 
 
 class Idle:
