@@ -6,8 +6,9 @@ is the n for which D(d) + c·n = `SLOWDOWN`·D(d), since no fixed number of toke
 stream and for thirty, for a laptop and for a GPU. `c` includes a step's fixed costs at the n of
 late, so the room moves to its fixed point within a few steps.
 
-A short prompt, one that is over after `SHORT_STEPS` steps, may add up to `SHORT_SECONDS` to each of
-them, reckoned by what a token took where nothing decoded: others wait for it a second at most.
+A short prompt, one of at most `SHORT_TOKENS` that is over after `SHORT_STEPS` steps, may add up to
+`SHORT_SECONDS` to each of them, reckoned by what a token took where nothing decoded: others wait for
+it a second at most.
 While a prompt is run the steps go by with fewer streams than there could be, and each costs nearly
 as much. With short prompts arriving all the time, as LMQL's ops do, a tenth of a second is enough
 where a token takes half a millisecond; where it takes more than one, prompts come in more slowly
@@ -24,6 +25,7 @@ SLOWDOWN = 2.0
 LEAST = 16
 SHORT_SECONDS = 0.5
 SHORT_STEPS = 2
+SHORT_TOKENS = 1024
 ALONE = 512
 """With nothing decoding a step has room for so many tokens, or what fits into `SHORT_SECONDS` if
 that is more: whoever arrives meanwhile waits for its end."""
@@ -39,7 +41,7 @@ class Room(NamedTuple):
 
     def is_short(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens is soon over."""
-        return tokens <= SHORT_STEPS * self.short
+        return tokens <= min(SHORT_STEPS * self.short, SHORT_TOKENS)
 
 
 class Pace:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_replicate.engine.pace import ALONE, LEAST, SHORT_SECONDS, SHORT_STEPS, Pace
+from lmtp_replicate.engine.pace import ALONE, LEAST, SHORT_SECONDS, SHORT_STEPS, SHORT_TOKENS, Pace
 
 
 @given(
@@ -40,8 +40,9 @@ def test_short_prompts_may_add_half_a_second(alone: float, each: float, decoding
     assert room.short >= room.long
     allowed = max(alone, SHORT_SECONDS)
     assert allowed - 2 * each <= room.short * each <= allowed * 1.001
-    assert room.is_short(SHORT_STEPS * room.short)
-    assert not room.is_short(SHORT_STEPS * room.short + 1)
+    longest = min(SHORT_STEPS * room.short, SHORT_TOKENS)
+    assert room.is_short(longest)
+    assert not room.is_short(longest + 1)
 
 
 def test_short_prompts_are_not_held_up_by_numbers_of_streams_not_seen_before() -> None:
