@@ -7,14 +7,14 @@ stream and for thirty, for a laptop and for a GPU. `c` includes a step's fixed c
 late, so the room moves to its fixed point within a few steps.
 
 A short prompt, one of at most `SHORT_TOKENS` that is over after `SHORT_STEPS` steps, may add up to
-`SHORT_SECONDS` to each of them, reckoned by what a token took where nothing decoded: others wait for
-it a second at most.
-While a prompt is run the steps go by with fewer streams than there could be, and each costs nearly
-as much. With short prompts arriving all the time, as LMQL's ops do, a tenth of a second is enough
-where a token takes half a millisecond; where it takes more than one, prompts come in more slowly
-than streams end, and a third of the throughput at 32 streams is lost. Where many arrive at once
-larger steps serve all of them sooner: with 2048 tokens instead of 512 at most, 32 streams in
-bfloat16 got a fifth more throughput and waited two thirds as long for the first token.
+`SHORT_SECONDS` to each of them, reckoned by what a token took where nothing decoded: others wait
+for it a second at most. While a prompt is run the steps go by with fewer streams than there could
+be, and each costs nearly as much. With short prompts arriving all the time, as LMQL's ops do, a
+tenth of a second is enough where a token takes half a millisecond; where it takes more than one,
+prompts come in more slowly than streams end, and a third of the throughput at 32 streams is lost.
+Where many arrive at once larger steps serve all of them sooner: with 2048 tokens instead of 512 at
+most, 32 streams in bfloat16 got a fifth more throughput and waited two thirds as long for the first
+token.
 """
 
 from __future__ import annotations
