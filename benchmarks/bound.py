@@ -16,7 +16,8 @@ from benchmarks.engine import LENGTHS, NEW, REQUESTS
 from benchmarks.model import BENCHMARK, TINY, make
 from lmtp_replicate.engine.loading import load
 from lmtp_replicate.engine.options import LoadOptions
-from lmtp_replicate.engine.packed_linears import PackedLinear, pack_linears
+from lmtp_replicate.engine.packed_linear import PackedLinear
+from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.threads import in_passing_thread
 
 CHUNK = 512

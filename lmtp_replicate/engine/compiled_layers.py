@@ -19,7 +19,7 @@ from lmtp_replicate.engine.attention import Scores, Step
 from lmtp_replicate.engine.compiled_attention import CompiledStep
 from lmtp_replicate.engine.compiled_norms import CompiledNorm
 from lmtp_replicate.engine.kernels import Kernels, kernels
-from lmtp_replicate.engine.packed_linears import PackedLinear
+from lmtp_replicate.engine.packed_linear import PackedLinear
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from lmtp_replicate.engine.packed_linears import PackedLinear
+from lmtp_replicate.engine.packed_linear import PackedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,7 @@ def _weights(model: nn.Module) -> Iterator[Span]:
             yield parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            start = torch.ops.mkldnn.data_ptr(module.weight)
-            yield start, start + torch.ops.mkldnn._nbytes(module.weight)
+            yield module.memory
 
 
 def joined(spans: Iterable[Span]) -> Iterator[Span]:

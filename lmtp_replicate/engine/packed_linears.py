@@ -1,10 +1,10 @@
-"""Linear layers whose weights oneDNN has laid out once, for models on a CPU.
+"""Linear layers whose weights have been laid out once, for models on a CPU.
 
 torch's own layers hand a row-major matrix to MKL or oneDNN, which rearranges it at each call or
 multiplies it as it lies. oneDNN can be given the matrix in the layout its kernels read: torch's
 compiler does so when it freezes a model, by the two operators used here. They are private to
 torch. So every layer is tried on its real weight before it takes the plain one's place, and all of
-them can be put back: unpacking gives the very same numbers.
+them can be put back: unpacking gives the very same numbers (of whole numbers, 24 bits).
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lmtp_replicate.engine.compiled_linear import CompiledLinear, compiled_linear
+from lmtp_replicate.engine.compiled_linear import compiled_linear
+from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear
 from lmtp_replicate.engine.options import PackLinears
+from lmtp_replicate.engine.packed_linear import PackedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -29,30 +31,11 @@ _ROWS_HINT = 32
 _TRIED_ROWS = (1, 7, 40)
 _COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 128)
 """The same for our own code, whose tiles have up to six rows, or sixteen."""
+_DIGIT_ROWS = (1, 16, 17, 33, 64, 290)
+"""The same for whole numbers, whose tiles have 16 rows, in pairs, and whose panels 256."""
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest root mean square difference between packed and plain, as a share of the output's. What
 is is of another dtype is not packed."""
-
-
-class PackedLinear(nn.Module):
-    """`x` `[..., in_features]` times `weight` `[out_features, in_features]`, transposed, plus
-    `bias`. The weight has a layout of oneDNN's: it tells its shape and dtype, as some models ask,
-    but no operator that reads its numbers takes it."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.weight = weight
-        self.bias = bias
-        self.compiled: CompiledLinear | None = None
-        """Our own code for few rows, where it has been found to compute the same."""
-        self.out_features, self.in_features = weight.shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.compiled is not None and self.compiled.takes(x):
-            return self.compiled(x)
-        linear: Any = torch.ops.mkldnn._linear_pointwise
-        product: Tensor = linear(x, self.weight, self.bias, "none", [], "")
-        return product
 
 
 class _Replaced(NamedTuple):
@@ -66,7 +49,8 @@ class _Replaced(NamedTuple):
 
 @dataclass(slots=True)
 class Linears:
-    """How the linear layers of `model` are run. `state`: "onednn-packed" or "plain"."""
+    """How the linear layers of `model` are run. `state`: "digits" if any of them are in
+    whole numbers, else "onednn-packed" or "plain"."""
 
     model: nn.Module
     state: str
@@ -86,7 +70,7 @@ class Linears:
 
 def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool = True) -> Linears:
     """Replace the linear layers of `model` that are on a CPU by packed ones, and with
-    `compile_kernels` have our own code compute few rows of them.
+    `compile_kernels` have our own code compute few rows of them, or, in whole numbers, all.
 
     Only layers of exactly torch's and transformers' own classes: what is derived from them
     (bitsandbytes, LoRA) computes something else. A plain weight is freed as soon as it is packed,
@@ -104,22 +88,29 @@ def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool 
     chosen = [layer for layer in layers if which == "all" or id(layer.weight) not in others]
     try:
         for layer in chosen:
-            replaced = _replace(model, layers[layer], layer, others)
-            linears._replaced.append(replaced)
-            if compile_kernels:
-                _compile(replaced.packed)
+            packed = _packed(layers[layer][0], layer, compile_kernels=compile_kernels)
+            linears._replaced.append(_replace(model, layers[layer], layer, packed, others))
     except Exception as error:
         logger.debug("A linear layer could not be packed.", exc_info=True)
         linears.unpack(f"packing failed ({type(error).__name__}: {error})")
         return linears
-    twice = sum(replaced.kept is not None for replaced in linears._replaced)
-    linears.state = "onednn-packed"
-    linears.reason = f"{len(chosen)} layers, {twice} of them beside a plain weight used elsewhere"
-    compiled = sum(replaced.packed.compiled is not None for replaced in linears._replaced)
-    if compiled:
-        linears.reason += f"; few rows of {compiled} by our own code"
+    _describe(linears)
     logger.info("The linear layers are packed: %s.", linears.reason)
     return linears
+
+
+def _describe(linears: Linears) -> None:
+    """Say what has been done."""
+    done = linears._replaced
+    twice = sum(replaced.kept is not None for replaced in done)
+    digits = sum(isinstance(replaced.packed, DigitLinear) for replaced in done)
+    compiled = sum(replaced.packed.compiled is not None for replaced in done)
+    linears.state = "digits" if digits else "onednn-packed"
+    linears.reason = f"{len(done)} layers, {twice} of them beside a plain weight used elsewhere"
+    if digits:
+        linears.reason += f"; {digits} in whole numbers of three digits, multiplied by AMX"
+    if compiled:
+        linears.reason += f"; few rows of {compiled} by our own code"
 
 
 def _packable(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -157,19 +148,56 @@ def _other_weights(model: nn.Module, layers: Collection[nn.Module]) -> set[int]:
     }
 
 
-def _replace(
-    model: nn.Module, names: list[str], layer: nn.Module, others: Collection[int]
-) -> _Replaced:
-    """Put a packed layer in `layer`'s places, and take its weight from it. Raises ValueError when
-    the packed one computes something else."""
-    weight: Any = layer.weight
+def _packed(name: str, layer: nn.Module, *, compile_kernels: bool) -> PackedLinear:
+    """What takes the place of `layer`. Raises ValueError when that computes something else."""
+    digits = _digits(layer) if compile_kernels else None
+    if digits is not None:
+        return digits
+    packed = _pack(name, layer)
+    if compile_kernels:
+        _compile(packed)
+    return packed
+
+
+def _digits(layer: nn.Module) -> DigitLinear | None:
+    """`layer` in whole numbers, where that is possible and computes the same."""
+    bias: Any = layer.bias
+    digits = digit_linear(_rows_of(layer), bias)
+    if digits is None:
+        return None
+    x = _random(max(_DIGIT_ROWS), digits)
+    expected = layer(x)  # once for all: at load this is a pass over all weights
+    errors = (_error(digits(x[:rows]), expected[:rows]) for rows in _DIGIT_ROWS)
+    return digits if all(error <= _TOLERANCES[torch.float32] for error in errors) else None
+
+
+def _pack(name: str, layer: nn.Module) -> PackedLinear:
+    """`layer` with its weight in oneDNN's layout. Raises ValueError when that computes something
+    else."""
     bias: Any = layer.bias
     reorder: Any = torch.ops.mkldnn._reorder_linear_weight
-    with torch.no_grad():
-        rows = weight.t().contiguous() if isinstance(layer, Conv1D) else weight.detach()
-        packed = PackedLinear(reorder(rows, _ROWS_HINT), bias)
-        for count in _TRIED_ROWS:
-            _require_equal(names[0], layer, packed, count)
+    packed = PackedLinear(reorder(_rows_of(layer), _ROWS_HINT), bias)
+    for count in _TRIED_ROWS:
+        _require_equal(name, layer, packed, count)
+    return packed
+
+
+def _rows_of(layer: nn.Module) -> Tensor:
+    """The layer's weight, `[out_features, in_features]`."""
+    weight: Any = layer.weight
+    rows: Tensor = weight.detach()
+    return rows.t().contiguous() if isinstance(layer, Conv1D) else rows
+
+
+def _replace(
+    model: nn.Module,
+    names: list[str],
+    layer: nn.Module,
+    packed: PackedLinear,
+    others: Collection[int],
+) -> _Replaced:
+    """Put `packed` in `layer`'s places, and take its weight from that."""
+    weight: Any = layer.weight
     layer.register_parameter("weight", None)
     _put(model, names, packed)
     return _Replaced(names, layer, packed, weight if id(weight) in others else None)
@@ -210,7 +238,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def _unpacked(plain: nn.Module, packed: PackedLinear) -> nn.Parameter:
-    rows = packed.weight.to_dense()
+    rows = packed.plain_weight()
     if isinstance(plain, Conv1D):
         rows = rows.t().contiguous()
     return nn.Parameter(rows, requires_grad=False)

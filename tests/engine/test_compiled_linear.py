@@ -11,7 +11,8 @@ from torch import nn
 
 from lmtp_replicate.engine.compiled_linear import CompiledLinear
 from lmtp_replicate.engine.kernels import kernels
-from lmtp_replicate.engine.packed_linears import PackedLinear, pack_linears
+from lmtp_replicate.engine.packed_linear import PackedLinear
+from lmtp_replicate.engine.packed_linears import pack_linears
 from tests.engine.bfloat16 import onednn_packs_bfloat16
 from tests.engine.running import running
 from tests.engine.tiny_models import tiny_loaded

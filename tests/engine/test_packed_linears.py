@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from lmtp_replicate.engine.packed_linears import PackedLinear, pack_linears
+from lmtp_replicate.engine.packed_linear import PackedLinear
+from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.proof import prove
 from tests.engine.running import running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network

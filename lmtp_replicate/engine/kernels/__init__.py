@@ -40,6 +40,9 @@ class Kernels:
         has_tiles = hasattr(library, "lmtp_linear_tiles") and library.lmtp_allow_tiles()
         tiles = self._linear("linear_tiles", "tiles_rows") if has_tiles else None
         self.linear, self.linear_rows = tiles or self.few_rows
+        has_digits = hasattr(library, "lmtp_linear_digits") and library.lmtp_allow_tiles()
+        self.linear_digits: Any = self._function("linear_digits", c_void_p) if has_digits else None
+        """One in float32 of any number of rows, by whole numbers; None where the CPU cannot."""
         self.linear_block = self._limit("linear_outputs"), self._limit("linear_inputs")
         """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""
 

@@ -10,8 +10,6 @@
 #if defined(BFLOAT16) && defined(__AMX_BF16__)
 
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 enum {
     SIDE = 16,               /* rows of a tile, and outputs */
@@ -20,12 +18,6 @@ enum {
 };
 
 const int32_t lmtp_tiles_rows = 128;
-
-/* Ask Linux for the use of tiles (https://docs.kernel.org/arch/x86/xstate.html); whether it allows. */
-int32_t lmtp_allow_tiles(void) {
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
 
 /* Tiles 0 to 3: sums of both tiles of rows by both tiles of outputs; 4 and 5: rows; 6 and 7: weights. */
 static void configure(int64_t rows) {

@@ -1,0 +1,114 @@
+"""Linear layers in float32 by a CPU's sums of whole numbers (kernels/linear_digits.c).
+
+AMX adds up products of 8 bits thirty times as fast as AVX-512 those of float32. So a weight becomes
+whole numbers of three digits of 8 bits, with a factor for each output: as exact as float32's own
+sums, the same whatever the number of rows, and three quarters of the bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.packed_linear import PackedLinear
+
+_OUTPUTS: Final = 32
+_INPUTS: Final = 64
+"""Of a block of weights."""
+_DIGITS: Final = 3
+_LARGEST: Final = 0x7F7E00
+"""Whole number; the first digit of a little more would not be one of 8 bits."""
+_AT_ONCE: Final = 128
+"""Blocks of outputs that are cut at once: of a large head's numbers none but these are needed in
+several forms."""
+
+
+class _Arguments(ctypes.Structure):
+    """`Layer` in the source, which says what each field is."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("output", "x", "weight", "factors", "bias")),
+        *((name, ctypes.c_void_p) for name in ("digits", "row_factors")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
+    )
+
+
+class DigitLinear(PackedLinear):
+    """`weight` has the shape and the dtype of the layer's weight, but not its numbers: these are in
+    `digits`, int8 `[output / 32, input / 64, digit, 16, output, 4]`, and `factors` `[output]`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight.new_zeros(()).expand(weight.shape), bias)
+        compiled, _ = kernels(torch.float32)
+        assert compiled is not None
+        self._function = compiled.linear_digits
+        self._deep = _filled_up(self.in_features, _INPUTS)
+        blocks = _filled_up(self.out_features, _OUTPUTS) // _OUTPUTS
+        shape = blocks, self._deep // _INPUTS, _DIGITS, _INPUTS // 4, _OUTPUTS, 4
+        self.digits = torch.zeros(shape, dtype=torch.int8)
+        self.factors = _factors(weight)
+        for first in range(0, blocks, _AT_ONCE):
+            part = slice(first * _OUTPUTS, (first + _AT_ONCE) * _OUTPUTS)
+            cut = _cut(weight[part], self.factors[part])
+            self.digits[first : first + _AT_ONCE] = cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        rows = x.numel() // self.in_features
+        output = x.new_empty(*x.shape[:-1], self.out_features)
+        digits = torch.empty(_DIGITS * rows * self._deep, dtype=torch.int8)
+        tensors = output, x, self.digits, self.factors, self.bias, digits, x.new_empty(rows)
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        sizes = rows, self.in_features, self.out_features
+        self._function(ctypes.byref(_Arguments(*pointers, *sizes)))
+        return output
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        start = self.digits.data_ptr()
+        return start, start + self.digits.nbytes
+
+    def plain_weight(self) -> Tensor:
+        """What is left of it: 24 bits of each output's largest number."""
+        by_place = self.digits.permute(0, 4, 1, 3, 5, 2)  # [block, output, block, 16, 4, digit]
+        whole = by_place.float() @ torch.tensor([65536.0, 256.0, 1.0])
+        rows = whole.reshape(-1, self._deep)[: self.out_features, : self.in_features]
+        return rows * self.factors[:, None]
+
+
+def digit_linear(weight: Tensor, bias: Tensor | None) -> DigitLinear | None:
+    """The layer with the plain `weight` `[out_features, in_features]` in float32, where the CPU has
+    such sums."""
+    compiled, _ = kernels(weight.dtype)
+    if compiled is None or compiled.linear_digits is None or not weight.isfinite().all():
+        return None
+    return DigitLinear(weight, bias)
+
+
+def _factors(weight: Tensor) -> Tensor:
+    """By how much the whole numbers of each output are multiplied; outputs of nothing but tiny
+    numbers count as zeros."""
+    largest = weight.abs().amax(1)
+    return torch.where(largest > 1e-30, largest / _LARGEST, 0.0)
+
+
+def _cut(weight: Tensor, factors: Tensor) -> Tensor:
+    """The digits of `weight`, as `DigitLinear.digits`, for its outputs."""
+    outputs, inputs = weight.shape
+    whole = (weight / factors.clamp_min(1e-37)[:, None]).round_().int()
+    rest = (0, _filled_up(inputs, _INPUTS) - inputs, 0, _filled_up(outputs, _OUTPUTS) - outputs)
+    whole = torch.nn.functional.pad(whole, rest)
+    second = (whole + 128) >> 8
+    first = (second + 128) >> 8
+    # The lowest 8 bits of each, read as a number with a sign, are what the higher ones leave.
+    digits = torch.stack([digit.to(torch.int8) for digit in (first, second, whole)])
+    blocks = digits.view(_DIGITS, -1, _OUTPUTS, whole.shape[1] // _INPUTS, _INPUTS // 4, 4)
+    return blocks.permute(1, 3, 0, 4, 2, 5)
+
+
+def _filled_up(size: int, block: int) -> int:
+    return -(-size // block) * block

@@ -1,0 +1,222 @@
+/* A linear layer in float32 by AMX's sums of whole numbers. Called by digit_linear.py.
+
+   AMX multiplies numbers of 8 bits thirty times as fast as AVX-512 multiplies float32. So each row of
+   inputs, and each output's row of weights, becomes whole numbers of 24 bits with one factor for all of
+   them, and these become three digits of base 256 each, from -128 to 127. Of the nine products of two
+   numbers' digits the six largest are added up, each without any rounding
+   (https://arxiv.org/abs/2306.11975 does so for float64). What is lost is 2^-24 of a row's largest
+   number: sums are as exact as float32's own, and do not depend on the number of rows. */
+
+#include "vector.h"
+
+#if !defined(BFLOAT16) && defined(__AMX_INT8__) && defined(__AVX512BW__)
+
+#include <immintrin.h>
+
+enum {
+    SIDE = 16,           /* rows of a tile, and outputs */
+    ROWS = 2 * SIDE,     /* that are computed at once */
+    OUTPUTS = 2 * SIDE,  /* of a block of weights */
+    INPUTS = 64,         /* of a tile, and of a block of weights */
+    DIGITS = 3,
+    PLANE = OUTPUTS * INPUTS, /* a block's weights of one digit */
+    STRIDE = 4 * OUTPUTS,     /* bytes from four inputs to the next */
+    LARGEST = 0x7f7e00,  /* whole number: the first digit of a little more would be 128 */
+    PANEL = 256,         /* rows that stay in the second cache for all outputs */
+    AHEAD = 8192,        /* bytes of weights by which memory is asked in advance */
+};
+
+typedef struct {
+    float *output;           /* [row][output] */
+    const float *x;          /* [row][input] */
+    const int8_t *weight;    /* [output / OUTPUTS][input / INPUTS][digit][INPUTS / 4][OUTPUTS][4] */
+    const float *factors;    /* of the weights of each output */
+    const float *bias;       /* of each output; or null */
+    int8_t *digits;          /* room for those of x: [digit][row][input, filled up to INPUTS] */
+    float *row_factors;      /* room for those of x */
+    int64_t rows, inputs, outputs;
+} Layer;
+
+INLINE int64_t filled_up(int64_t inputs) { return (inputs + INPUTS - 1) / INPUTS * INPUTS; }
+INLINE __mmask16 mask_of(int64_t count) { return count < WIDTH ? (1 << count) - 1 : 0xffff; }
+
+/* The largest of a row's numbers, but for its sign; NaN if one of them is infinite or not a number. */
+static float largest_in(const float *x, int64_t inputs) {
+    __m512 largest = _mm512_setzero_ps(), check = largest;
+    for (int64_t k = 0; k < inputs; k += WIDTH) {
+        const __m512 here = _mm512_maskz_loadu_ps(mask_of(inputs - k), x + k);
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(here));
+        check = _mm512_fmadd_ps(here, _mm512_setzero_ps(), check);
+    }
+    return _mm512_reduce_max_ps(largest) + _mm512_reduce_add_ps(check);
+}
+
+/* The digits of a row, and its factor. A row of nothing but tiny numbers counts as zeros. */
+static void cut(const Layer *l, int64_t row) {
+    const int64_t deep = filled_up(l->inputs), plane = l->rows * deep;
+    const float *x = l->x + row * l->inputs, largest = largest_in(x, l->inputs);
+    const __m512 factor = _mm512_set1_ps(largest > 1e-30f ? LARGEST / largest : 0);
+    int8_t *digits = l->digits + row * deep;
+    l->row_factors[row] = largest / LARGEST;
+    for (int64_t k = 0; k < deep; k += WIDTH, digits += WIDTH) {
+        const int64_t left = l->inputs - k < 0 ? 0 : l->inputs - k;
+        const __m512 here = _mm512_maskz_loadu_ps(mask_of(left), x + k);
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(here, factor));
+        /* The rest above a digit, which is rounded since digits have signs. */
+        const __m512i second = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(0x80)), 8);
+        const __m512i first = _mm512_srai_epi32(_mm512_add_epi32(second, _mm512_set1_epi32(0x80)), 8);
+        _mm_storeu_si128((__m128i *)digits, _mm512_cvtepi32_epi8(first));
+        _mm_storeu_si128((__m128i *)(digits + plane), _mm512_cvtepi32_epi8(second));
+        _mm_storeu_si128((__m128i *)(digits + 2 * plane), _mm512_cvtepi32_epi8(whole));
+    }
+}
+
+/* With at most SIDE rows, tiles 0 to 5 are sums, 6 rows and 7 weights; else 0 to 3 sums of both tiles of
+   rows by both of outputs, 4 and 5 rows, and 6 and 7 weights. */
+static void configure(int64_t rows) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    const uint8_t few = rows, more = rows - SIDE;
+    const uint8_t one[8] = {few, few, few, few, few, few, few, SIDE};
+    const uint8_t two[8] = {SIDE, SIDE, more, more, SIDE, more, SIDE, SIDE};
+    for (int tile = 0; tile < 8; tile++) {
+        config.rows[tile] = rows > SIDE ? two[tile] : one[tile];
+        config.bytes[tile] = 64;
+    }
+    /* GCC's header tells of 8 bytes that are read (https://gcc.gnu.org/PR114098): all are. */
+    __asm__ volatile("" : : "m"(config) : "memory");
+    _tile_loadconfig(&config);
+}
+
+/* Sums of products of the digits' orders: all of the first digits', of first by second, and so on. */
+typedef struct { int32_t of[DIGITS][ROWS * OUTPUTS]; } Sums;
+
+#define ZERO_4     \
+    _tile_zero(0); \
+    _tile_zero(1); \
+    _tile_zero(2); \
+    _tile_zero(3);
+/* A row of tiles to `sums`. */
+#define STORE_2(first, second, sums)                            \
+    _tile_stored(first, sums, OUTPUTS * sizeof(int32_t));        \
+    _tile_stored(second, (sums) + SIDE, OUTPUTS * sizeof(int32_t));
+
+INLINE void ask_for(const int8_t *weight) {
+    for (int i = 0; i < DIGITS * PLANE; i += 64) __builtin_prefetch(weight + AHEAD + i);
+}
+
+/* At most SIDE rows, in one pass: as fast as the weights come from memory. */
+static void multiply_few(const int8_t *x, int64_t plane, int64_t inputs, const int8_t *weight,
+                         int is_first, Sums *sums) {
+#define SUM_UP(tile, digit)                    \
+    _tile_loadd(6, x + digit * plane, inputs); \
+    _tile_dpbssd(tile, 6, 7);
+#define OUTPUT_TILE(at, first, second, third)                                           \
+    _tile_loadd(7, weight + at, STRIDE);                                                \
+    SUM_UP(first, 0) SUM_UP(second, 1) SUM_UP(third, 2)                                 \
+    _tile_loadd(7, weight + PLANE + at, STRIDE);                                        \
+    SUM_UP(second, 0) SUM_UP(third, 1)                                                  \
+    _tile_loadd(7, weight + 2 * PLANE + at, STRIDE);                                    \
+    SUM_UP(third, 0)
+    ZERO_4
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int64_t k = 0; k < inputs; k += INPUTS, x += INPUTS, weight += DIGITS * PLANE) {
+        if (is_first) ask_for(weight);
+        OUTPUT_TILE(0, 0, 2, 4)
+        OUTPUT_TILE(STRIDE / 2, 1, 3, 5)
+    }
+    STORE_2(0, 1, sums->of[0])
+    STORE_2(2, 3, sums->of[1])
+    STORE_2(4, 5, sums->of[2])
+#undef OUTPUT_TILE
+#undef SUM_UP
+}
+
+/* More rows than SIDE and no more than ROWS, in a pass for each order: each tile that is loaded is used
+   twice. `order` is a constant where it is called. */
+INLINE void multiply_order(int order, const int8_t *x, int64_t plane, int64_t inputs,
+                           const int8_t *weight, int is_first, int32_t *sums) {
+    ZERO_4
+    for (int64_t k = 0; k < inputs; k += INPUTS, weight += DIGITS * PLANE) {
+        if (is_first) ask_for(weight);
+        UNROLL for (int digit = 0; digit <= order; digit++) {
+            const int8_t *by = weight + digit * PLANE, *rows = x + (order - digit) * plane + k;
+            _tile_loadd(6, by, STRIDE);
+            _tile_loadd(7, by + STRIDE / 2, STRIDE);
+            _tile_loadd(4, rows, inputs);
+            _tile_loadd(5, rows + SIDE * inputs, inputs);
+            _tile_dpbssd(0, 4, 6);
+            _tile_dpbssd(1, 4, 7);
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+        }
+    }
+    STORE_2(0, 1, sums)
+    STORE_2(2, 3, sums + SIDE * OUTPUTS)
+}
+
+/* The outputs of `rows` rows from their sums. */
+static void put(const Layer *l, int64_t row, int64_t rows, int64_t from, const Sums *sums) {
+    const __m512 base = _mm512_set1_ps(0x1p-8f);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < OUTPUTS && from + i < l->outputs; i += WIDTH) {
+            const __mmask16 mask = mask_of(l->outputs - from - i);
+            __m512 sum = _mm512_setzero_ps();
+            for (int order = DIGITS - 1; order >= 0; order--) {
+                const int32_t *here = sums->of[order] + r * OUTPUTS + i;
+                sum = _mm512_fmadd_ps(sum, base, _mm512_cvtepi32_ps(_mm512_loadu_si512(here)));
+            }
+            const __m512 factors = _mm512_maskz_loadu_ps(mask, l->factors + from + i);
+            /* 2^32: by so much the first digits' products were too small. */
+            sum *= factors * (l->row_factors[row + r] * 0x1p32f);
+            if (l->bias) sum += _mm512_maskz_loadu_ps(mask, l->bias + from + i);
+            _mm512_mask_storeu_ps(l->output + (row + r) * l->outputs + from + i, mask, sum);
+        }
+}
+
+/* Rows `first` to `end` of the block of outputs at `from`. `configured`: for how many rows the tiles
+   are. */
+static void compute(const Layer *l, int64_t first, int64_t end, int64_t from, int64_t *configured) {
+    const int64_t inputs = filled_up(l->inputs), plane = l->rows * inputs;
+    const int8_t *weight = l->weight + from * inputs * DIGITS;
+    Sums sums;
+    for (int64_t row = first; row < end; row += ROWS) {
+        const int64_t taken = end - row < ROWS ? end - row : ROWS;
+        const int8_t *x = l->digits + row * inputs;
+        const int is_first = row == 0; /* nobody has read this weight yet */
+        if (taken != *configured) configure(*configured = taken);
+        if (taken > SIDE) {
+            multiply_order(0, x, plane, inputs, weight, is_first, sums.of[0]);
+            multiply_order(1, x, plane, inputs, weight, 0, sums.of[1]);
+            multiply_order(2, x, plane, inputs, weight, 0, sums.of[2]);
+        } else {
+            multiply_few(x, plane, inputs, weight, is_first, &sums);
+        }
+        put(l, row, taken, from, &sums);
+    }
+}
+
+/* output[row][out] = x[row] . weight[out] + bias[out]. */
+void lmtp_linear_digits(const Layer *l) {
+    /* Few are cut sooner than threads have met. */
+#pragma omp parallel for if (l->rows > SIDE)
+    for (int64_t row = 0; row < l->rows; row++) cut(l, row);
+#pragma omp parallel
+    {
+        int64_t configured = 0;
+        for (int64_t row = 0; row < l->rows; row += PANEL) {
+            const int64_t end = l->rows - row < PANEL ? l->rows : row + PANEL;
+            /* Each thread has the same outputs in all panels, so that nobody has to wait. */
+#pragma omp for schedule(static) nowait
+            for (int64_t from = 0; from < l->outputs; from += OUTPUTS)
+                compute(l, row, end, from, &configured);
+        }
+        _tile_release();
+    }
+}
+
+#endif

@@ -1,0 +1,172 @@
+"""Linear layers in whole numbers: as exact as float32's own sums, row by row the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear
+from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.packed_linears import pack_linears
+from tests.engine.running import running
+from tests.engine.tiny_models import tiny_loaded, tiny_network
+
+
+def has_sums() -> bool:
+    compiled, _ = kernels(torch.float32)
+    return compiled is not None and compiled.linear_digits is not None
+
+
+pytestmark = pytest.mark.skipif(
+    not has_sums(), reason="this CPU has no AMX, or there is no compiler"
+)
+
+
+def layer_of(weight: Tensor, bias: Tensor | None = None) -> DigitLinear:
+    layer = digit_linear(weight, bias)
+    assert layer is not None
+    return layer
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _size(tensor: Tensor) -> Tensor:
+    """The root of its mean square."""
+    return tensor.double().square().mean().sqrt()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(1, 70) | st.sampled_from([256, 257, 300, 600]),
+    inputs=st.integers(1, 200) | st.sampled_from([768, 2048]),
+    outputs=st.integers(1, 100),
+    has_bias=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+    size=st.sampled_from([1e-20, 1.0, 1e15]),
+)
+def test_sums_are_as_exact_as_float32(
+    rows: int, inputs: int, outputs: int, has_bias: bool, threads: int, size: float
+) -> None:
+    weight, x = numbers(outputs, inputs) * size, numbers(rows, inputs, seed=1)
+    bias = numbers(outputs, seed=2) * size if has_bias else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = layer_of(weight, bias)(x)
+    finally:
+        torch.set_num_threads(before)
+    expected = linear(x.double(), weight.double(), None if bias is None else bias.double())
+    # Of the row's and the output's largest numbers 2^-24 each are lost in every product.
+    lost = x.abs().amax(1)[:, None] * weight.abs().amax(1)[None] * 2.0**-22 * inputs**0.5
+    assert found.shape == expected.shape
+    assert ((found - expected).abs() <= lost + 2.0**-22 * expected.abs()).all()
+    if inputs > 50:
+        usual = _size(x) * _size(weight) * inputs**0.5
+        assert _size(found - expected) < 1e-6 * usual + 1e-7 * _size(expected)
+
+
+def test_a_row_is_the_same_whoever_it_is_with() -> None:
+    layer, x = layer_of(numbers(96, 200)), numbers(1, 600, 200, seed=1)
+    together = layer(x)
+    for rows in (1, 15, 16, 17, 31, 32, 33, 256, 257):
+        assert torch.equal(layer(x[:, :rows]), together[:, :rows])
+        assert torch.equal(layer(x[:, -rows:]), together[:, -rows:])
+
+
+def test_what_is_not_a_number_spoils_its_own_row_only() -> None:
+    layer, x = layer_of(numbers(40, 70)), numbers(50, 70, seed=1)
+    expected = layer(x)
+    for row, number in ((3, torch.nan), (20, torch.inf), (49, -torch.inf)):
+        x[row, row] = number
+    found = layer(x)
+    spoilt = torch.zeros(50, dtype=torch.bool)
+    spoilt[[3, 20, 49]] = True
+    assert found[spoilt].isnan().all()
+    assert torch.equal(found[~spoilt], expected[~spoilt])
+
+
+def test_zeros_and_tiny_numbers_give_the_bias() -> None:
+    bias = numbers(40, seed=3)
+    weight = numbers(40, 70)
+    weight[7] = 0
+    weight[8] = 1e-38
+    x = numbers(20, 70, seed=1)
+    x[2] = 0
+    x[3] = 1e-38
+    found = layer_of(weight, bias)(x)
+    assert torch.equal(found[2], bias)
+    assert torch.equal(found[3], bias)
+    assert torch.equal(found[:, 7], bias[7].expand(20))
+    assert (found[:, 8] - bias[8]).abs().max() <= 1e-30
+
+
+@pytest.mark.parametrize("times", [30, 3000])
+def test_a_number_far_above_the_others_costs_little(times: float) -> None:
+    """Float32's own sums lose digits beside its product, and so do ours."""
+    weight, x = numbers(64, 768), numbers(30, 768, seed=1)
+    x[:, 5] *= times
+    expected = linear(x.double(), weight.double())
+    size = expected.square().mean().sqrt()
+    assert (layer_of(weight)(x) - expected).square().mean().sqrt() < 4e-6 * size
+
+
+def test_the_weight_can_be_had_back_and_takes_three_quarters_of_its_bytes() -> None:
+    for outputs, inputs in ((64, 128), (33, 65), (5000, 3)):
+        weight = numbers(outputs, inputs)
+        layer = layer_of(weight)
+        largest = weight.abs().amax(1, keepdim=True)
+        assert ((layer.plain_weight() - weight).abs() <= largest * 2.0**-23).all()
+        assert layer.weight.shape == weight.shape
+        assert layer.weight.dtype == torch.float32
+    start, end = layer_of(numbers(64, 128)).memory
+    assert end - start == 64 * 128 * 3
+
+
+@pytest.mark.parametrize("spoil", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_left_to_others(spoil: float) -> None:
+    weight = numbers(64, 128)
+    weight[3, 4] = spoil
+    assert digit_linear(weight, None) is None
+    assert digit_linear(numbers(64, 128).to(torch.bfloat16), None) is None
+
+
+def test_a_layer_that_computes_something_else_is_left_to_onednn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forward(self: DigitLinear, x: Tensor) -> Tensor:
+        right = linear(x, self.plain_weight(), self.bias)
+        return right * 1.001 if x.shape[0] == 33 else right
+
+    monkeypatch.setattr(DigitLinear, "forward", forward)
+    holder = nn.Sequential(nn.Linear(64, 64))
+    linears = pack_linears(holder, "all")
+    assert linears.state == "onednn-packed"
+    assert not isinstance(holder[0], DigitLinear)
+
+
+def test_a_model_tells_that_it_has_them() -> None:
+    with running(tiny_loaded("llama")) as engine:
+        details = engine.info().details
+    assert details["linears"] == "digits"
+    assert "whole numbers of three digits" in details["linears_reason"]
+    with running(tiny_loaded("llama"), compile_kernels=False) as engine:
+        assert engine.info().details["linears"] == "onednn-packed"
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_unpacked_layers_are_what_is_left_of_the_plain_ones(name: str) -> None:
+    network, plain = tiny_network(name), tiny_network(name)
+    linears = pack_linears(network, "all")
+    assert linears.state == "digits"
+    linears.unpack("a test asks for it")
+    assert linears.state == "plain"
+    for (key, found), expected in zip(
+        network.state_dict().items(), plain.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, msg=key)
