@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmtp_replicate.engine.compiler import CompilationError, find_compiler
+from lmtp_replicate.engine.kernels import kernels
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,14 @@ def has_compiler() -> None:
         find_compiler()
     except CompilationError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def without_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that does not add up whole numbers: oneDNN's layout in float32 too."""
+    compiled, _ = kernels(torch.float32)
+    if compiled is not None:
+        monkeypatch.setattr(compiled, "linear_digits", None)
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -17,7 +17,7 @@ from tests.engine.bfloat16 import onednn_packs_bfloat16
 from tests.engine.running import running
 from tests.engine.tiny_models import tiny_loaded
 
-pytestmark = pytest.mark.usefixtures("has_compiler")
+pytestmark = pytest.mark.usefixtures("has_compiler", "without_digits")
 
 
 @pytest.fixture
@@ -134,6 +134,7 @@ def test_a_weight_that_lies_otherwise_is_left_to_onednn(monkeypatch: pytest.Monk
 def test_without_a_compiler_it_is_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "")
+    kernels.cache_clear()
     assert packed(64, 64).compiled is None
 
 

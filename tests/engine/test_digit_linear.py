@@ -12,8 +12,9 @@ from torch.nn.functional import linear
 from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.packed_linears import pack_linears
+from lmtp_replicate.engine.proof import prove
 from tests.engine.running import running
-from tests.engine.tiny_models import tiny_loaded, tiny_network
+from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
 
 def has_sums() -> bool:
@@ -77,6 +78,24 @@ def test_a_row_is_the_same_whoever_it_is_with() -> None:
     for rows in (1, 15, 16, 17, 31, 32, 33, 256, 257):
         assert torch.equal(layer(x[:, :rows]), together[:, :rows])
         assert torch.equal(layer(x[:, -rows:]), together[:, -rows:])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5,), (2, 3, 5), (2, 0, 5)])
+def test_any_shape_of_input(shape: tuple[int, ...]) -> None:
+    weight, bias, x = numbers(7, 5), numbers(7, seed=1), numbers(*shape, seed=2)
+    torch.testing.assert_close(layer_of(weight, bias)(x), linear(x, weight, bias))
+    turned = numbers(5, 9).t()
+    torch.testing.assert_close(layer_of(weight, bias)(turned), linear(turned, weight, bias))
+
+
+def test_a_model_that_reads_its_weights_itself_gets_them_back() -> None:
+    network = tiny_network("llama")
+    layer = network.model.layers[0].mlp
+    layer.forward = lambda x: layer.down_proj(linear(x, layer.up_proj.weight))
+    verdict = prove(network, VOCABULARY, 256, "all")
+    assert verdict.path == "packed"
+    assert verdict.linears[0] == "plain"
+    assert not any(isinstance(module, DigitLinear) for module in network.modules())
 
 
 def test_what_is_not_a_number_spoils_its_own_row_only() -> None:

@@ -36,14 +36,14 @@ def huge_bytes() -> int:
     return int(re.findall(r"AnonHugePages: +(\d+) kB", rollup)[0]) * 1024
 
 
-@pytest.fixture
-def network() -> Any:
-    """48 MiB of weights, half of them packed."""
+@pytest.fixture(params=[False, True])
+def network(request: pytest.FixtureRequest) -> Any:
+    """48 MiB of weights, half of them packed, or 42 where those are in whole numbers."""
     torch.manual_seed(0)
     packed = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(6)))
     network = nn.ModuleDict({"packed": packed, "plain": nn.Embedding(6 * 1024, 1024)})
     with torch.inference_mode():
-        assert pack_linears(packed, "all").state == "onednn-packed"
+        assert pack_linears(packed, "all", compile_kernels=request.param).state != "plain"
     return network
 
 
@@ -55,7 +55,7 @@ def test_weights_are_moved_and_stay_the_same(network: Any) -> None:
         assert torch.equal(network["packed"](x), expected[0])
     assert torch.equal(network["plain"].weight, expected[1])
     if are_given():
-        assert 32 * MIB < moved <= min(48 * MIB, huge_bytes())
+        assert 28 * MIB < moved <= min(48 * MIB, huge_bytes())
     else:
         assert moved == 0
 

@@ -16,6 +16,8 @@ from lmtp_replicate.engine.proof import prove
 from tests.engine.running import running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
+pytestmark = pytest.mark.usefixtures("without_digits")
+
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
