@@ -23,7 +23,6 @@ enum {
     STRIDE = 4 * OUTPUTS,     /* bytes from four inputs to the next */
     LARGEST = 0x7f7e00,  /* whole number: the first digit of a little more would be 128 */
     PANEL = 256,         /* rows that stay in the second cache for all outputs */
-    AHEAD = 8192,        /* bytes of weights by which memory is asked in advance */
 };
 
 typedef struct {
@@ -104,28 +103,32 @@ typedef struct { int32_t of[DIGITS][ROWS * OUTPUTS]; } Sums;
     _tile_stored(first, sums, OUTPUTS * sizeof(int32_t));        \
     _tile_stored(second, (sums) + SIDE, OUTPUTS * sizeof(int32_t));
 
-INLINE void ask_for(const int8_t *weight) {
-    for (int i = 0; i < DIGITS * PLANE; i += 64) __builtin_prefetch(weight + AHEAD + i);
+/* Ask memory for `bytes` of weights. A little at a time: more than a core can ask for at once would
+   hold up its next loads. */
+INLINE void ask_for(const int8_t *weight, int bytes) {
+    UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch(weight + i);
 }
 
 /* At most SIDE rows, in one pass: as fast as the weights come from memory. */
 static void multiply_few(const int8_t *x, int64_t plane, int64_t inputs, const int8_t *weight,
                          int is_first, Sums *sums) {
-#define SUM_UP(tile, digit)                    \
-    _tile_loadd(6, x + digit * plane, inputs); \
+    enum { BLOCK = DIGITS * PLANE, SHARE = BLOCK / 12 }; /* asked for with each of 12 products */
+#define SUM_UP(tile, digit)                                  \
+    if (is_first) ask_for(next, SHARE), next += SHARE;       \
+    _tile_loadd(6, x + digit * plane, inputs);               \
     _tile_dpbssd(tile, 6, 7);
-#define OUTPUT_TILE(at, first, second, third)                                           \
-    _tile_loadd(7, weight + at, STRIDE);                                                \
-    SUM_UP(first, 0) SUM_UP(second, 1) SUM_UP(third, 2)                                 \
-    _tile_loadd(7, weight + PLANE + at, STRIDE);                                        \
-    SUM_UP(second, 0) SUM_UP(third, 1)                                                  \
-    _tile_loadd(7, weight + 2 * PLANE + at, STRIDE);                                    \
+#define OUTPUT_TILE(at, first, second, third)                \
+    _tile_loadd(7, weight + at, STRIDE);                     \
+    SUM_UP(first, 0) SUM_UP(second, 1) SUM_UP(third, 2)      \
+    _tile_loadd(7, weight + PLANE + at, STRIDE);             \
+    SUM_UP(second, 0) SUM_UP(third, 1)                       \
+    _tile_loadd(7, weight + 2 * PLANE + at, STRIDE);         \
     SUM_UP(third, 0)
+    const int8_t *next = weight + BLOCK;
     ZERO_4
     _tile_zero(4);
     _tile_zero(5);
-    for (int64_t k = 0; k < inputs; k += INPUTS, x += INPUTS, weight += DIGITS * PLANE) {
-        if (is_first) ask_for(weight);
+    for (int64_t k = 0; k < inputs; k += INPUTS, x += INPUTS, weight += BLOCK) {
         OUTPUT_TILE(0, 0, 2, 4)
         OUTPUT_TILE(STRIDE / 2, 1, 3, 5)
     }
@@ -137,12 +140,13 @@ static void multiply_few(const int8_t *x, int64_t plane, int64_t inputs, const i
 }
 
 /* More rows than SIDE and no more than ROWS, in a pass for each order: each tile that is loaded is used
-   twice. `order` is a constant where it is called. */
+   twice. `order` is a constant where it is called, and so is `asks`: for the next outputs' weights. */
 INLINE void multiply_order(int order, const int8_t *x, int64_t plane, int64_t inputs,
-                           const int8_t *weight, int is_first, int32_t *sums) {
+                           const int8_t *weight, int asks, int32_t *sums) {
     ZERO_4
-    for (int64_t k = 0; k < inputs; k += INPUTS, weight += DIGITS * PLANE) {
-        if (is_first) ask_for(weight);
+    enum { BLOCK = DIGITS * PLANE, SHARE = BLOCK / 6 }; /* one for each product of digits */
+    const int8_t *next = weight + inputs * DIGITS * OUTPUTS;
+    for (int64_t k = 0; k < inputs; k += INPUTS, weight += BLOCK, next += BLOCK) {
         UNROLL for (int digit = 0; digit <= order; digit++) {
             const int8_t *by = weight + digit * PLANE, *rows = x + (order - digit) * plane + k;
             _tile_loadd(6, by, STRIDE);
@@ -151,12 +155,20 @@ INLINE void multiply_order(int order, const int8_t *x, int64_t plane, int64_t in
             _tile_loadd(5, rows + SIDE * inputs, inputs);
             _tile_dpbssd(0, 4, 6);
             _tile_dpbssd(1, 4, 7);
+            if (asks) ask_for(next + (order * (order + 1) / 2 + digit) * SHARE, SHARE);
             _tile_dpbssd(2, 5, 6);
             _tile_dpbssd(3, 5, 7);
         }
     }
     STORE_2(0, 1, sums)
     STORE_2(2, 3, sums + SIDE * OUTPUTS)
+}
+
+INLINE void multiply_more(const int8_t *x, int64_t plane, int64_t inputs, const int8_t *weight, int asks,
+                          Sums *sums) {
+    multiply_order(0, x, plane, inputs, weight, asks, sums->of[0]);
+    multiply_order(1, x, plane, inputs, weight, asks, sums->of[1]);
+    multiply_order(2, x, plane, inputs, weight, asks, sums->of[2]);
 }
 
 /* The outputs of `rows` rows from their sums. */
@@ -190,9 +202,8 @@ static void compute(const Layer *l, int64_t first, int64_t end, int64_t from, in
         const int is_first = row == 0; /* nobody has read this weight yet */
         if (taken != *configured) configure(*configured = taken);
         if (taken > SIDE) {
-            multiply_order(0, x, plane, inputs, weight, is_first, sums.of[0]);
-            multiply_order(1, x, plane, inputs, weight, 0, sums.of[1]);
-            multiply_order(2, x, plane, inputs, weight, 0, sums.of[2]);
+            if (is_first) multiply_more(x, plane, inputs, weight, 1, &sums);
+            else multiply_more(x, plane, inputs, weight, 0, &sums);
         } else {
             multiply_few(x, plane, inputs, weight, is_first, &sums);
         }
