@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,8 @@ logger = logging.getLogger(__name__)
 _ROWS_HINT = 32
 """Number of rows the layout is chosen for; it serves all others as well."""
 _TRIED_ROWS = (1, 7, 40)
-_COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 128)
-"""The same for our own code, whose tiles have up to six rows, or sixteen."""
+_COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 290)
+"""The same for our own code, whose tiles have up to six rows, or sixteen, and whose panels 256."""
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest root mean square difference between packed and plain, as a share of the output's. What
 is is of another dtype is not packed."""
@@ -112,6 +113,8 @@ def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool 
         logger.debug("A linear layer could not be packed.", exc_info=True)
         linears.unpack(f"packing failed ({type(error).__name__}: {error})")
         return linears
+    finally:
+        _random.cache_clear()
     twice = sum(replaced.kept is not None for replaced in linears._replaced)
     linears.state = "onednn-packed"
     linears.reason = f"{len(chosen)} layers, {twice} of them beside a plain weight used elsewhere"
@@ -181,7 +184,7 @@ def _compile(packed: PackedLinear) -> None:
     if compiled is None:
         return
     counts = [rows for rows in _COMPILED_ROWS if rows <= compiled.most_rows]
-    x = _random(max(counts), packed)
+    x = _random(max(counts), packed.in_features, packed.weight.dtype)
     expected = packed(x)  # once for all: at load this is a pass over all weights
     errors = (_error(compiled(x[:rows]), expected[:rows]) for rows in counts)
     if all(error <= _TOLERANCES[x.dtype] for error in errors):
@@ -189,15 +192,17 @@ def _compile(packed: PackedLinear) -> None:
 
 
 def _require_equal(name: str, plain: nn.Module, packed: PackedLinear, count: int) -> None:
-    x = _random(count, packed)
+    x = _random(count, packed.in_features, packed.weight.dtype)
     error = _error(packed(x), plain(x))
     if not error <= _TOLERANCES[packed.weight.dtype]:
         raise ValueError(f"{name} differs from the plain layer by {error:.2g} for {count} rows")
 
 
-def _random(rows: int, packed: PackedLinear) -> Tensor:
+@lru_cache(maxsize=16)
+def _random(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
+    """The same for all layers: making it takes longer than multiplying it."""
     random = torch.Generator().manual_seed(rows)
-    return torch.randn(rows, packed.in_features, generator=random).to(packed.weight.dtype)
+    return torch.randn(rows, inputs, generator=random).to(dtype)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
