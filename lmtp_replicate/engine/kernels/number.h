@@ -22,7 +22,7 @@ INLINE vec load_numbers(const number *from) {
 /* Rounded to the nearest, of two as near to the even one. What is not a number stays so, since those
    that a CPU makes, and widened ones, have low bits of zero. */
 INLINE void store_numbers(number *to, vec a) {
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#ifdef __AVX512BF16__
     *(unaligned_halves *)to = (halves)_mm512_cvtneps_pbh((__m512)a);
 #else
     const bits b = (bits)a, rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;

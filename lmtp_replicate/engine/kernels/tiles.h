@@ -1,7 +1,7 @@
 /* AMX, which multiplies tiles of 16 rows and 32 inputs by tiles of 32 inputs and 16 outputs (Intel's
    Architecture Instruction Set Extensions Programming Reference, chapter 3). */
 
-#if defined(BFLOAT16) && defined(__AMX_BF16__)
+#if defined(BFLOAT16) && defined(__AMX_BF16__) && defined(__AVX512F__)
 #define HAS_TILES
 
 #include <immintrin.h>
