@@ -1,9 +1,10 @@
-"""Attention by our own C code (kernels/attention.c), for models on a CPU.
+"""Attention by our own C code (kernels/attention.c and attention_tiles.c), for models on a CPU.
 
 torch's kernel multiplies the few query rows of a decoding stream with a library made for large
 matrices, and computes the whole of a masked one. Ours takes 0.5 to 0.6 of its time for decode steps
-and for prompts, and 0.3 for a few tokens after a long prefix. Long chunks in bfloat16 are left to
-torch where the CPU has instructions for such products: ours are float32's.
+and for prompts, and 0.3 for a few tokens after a long prefix. For long chunks in bfloat16 there is
+code of its own where the CPU has AMX. Where it has only other instructions for such products, they
+are left to torch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
 
 _ANY_LENGTH: Final = 2**62
 _LONGEST_BFLOAT16: Final = 16
-"""Tokens of a stream in a step up to which ours is faster than products of bfloat16."""
+"""Tokens of a stream in a step up to which ours is faster than torch's products of bfloat16."""
+_LONGEST_BESIDE_TILES: Final = 8
+"""The same for products by AMX."""
 
 
 def _strided(name: str) -> list[tuple[str, type]]:
@@ -48,6 +51,33 @@ class _Arguments(ctypes.Structure):
     )
 
 
+class LongAttention:
+    """The code for works of more tokens than `CompiledAttention` computes."""
+
+    def __init__(self, compiled: Kernels) -> None:
+        library = compiled.functions
+        self._shared = compiled.limit("long_shared")
+        self._divisor = compiled.limit("long_dim")
+        self._group = compiled.limit("long_group")
+        self._attend = library.lmtp_attend_long
+        self._attend.argtypes = [ctypes.POINTER(_Arguments), ctypes.c_void_p]
+        self._attend.restype = None
+
+    def takes(self, heads: int, kv_heads: int, dim: int) -> bool:
+        """Whether it can compute them."""
+        return heads <= self._shared * kv_heads and dim % self._divisor == 0
+
+    def room_for(self, end: int) -> int:
+        """Places for the keys of a work that ends at position `end`."""
+        return -(-end // self._group) * self._group
+
+    def attend(self, arguments: _Arguments, stored: Tensor, places: int) -> None:
+        """Attend with the long works of `arguments`, whose keys are in `stored`, in as many
+        `places` as `room_for` says, and whose rotated queries are where the output is to be."""
+        room = stored.new_empty(2 * places * stored.shape[1] * stored.shape[2])
+        self._attend(arguments, room.data_ptr())
+
+
 class CompiledAttention:
     """The code compiled for `dtype`. `longest`: most tokens of a work that it computes."""
 
@@ -58,6 +88,8 @@ class CompiledAttention:
         self._attend = compiled.functions.lmtp_attend
         self._attend.argtypes = [ctypes.POINTER(_Arguments)]
         self._attend.restype = None
+        self.long = LongAttention(compiled) if compiled.has_tiles else None
+        """The code for longer works, if there is any."""
 
     def takes(self, query: Tensor, value: Tensor, scores: Scores) -> bool:
         """Whether it can compute them; arguments as `attend`'s."""
@@ -78,13 +110,15 @@ class CompiledAttention:
         works: Tensor,
         scores: Scores,
         rotary: Sequence[Tensor] = (),
+        long_places: int = 0,
     ) -> Tensor:
         """Put the new keys and values in their places, and attend. `new`: queries, keys and values
         of the step's tokens, all `[1, head, T, dim]`. `stored`: a layer's keys and values, both
         `[place, kv_head, dim]`. `works`: int64 `[work, 4]`: first packed token, number of tokens,
         place of the stream's first key, position of the first token. `rotary`: cosines and sines
         `[1, T, dim]` by which queries and keys are yet to be rotated. Returns `[1, T, query_head,
-        dim]`, of works with more than `longest` tokens only their rotated queries."""
+        dim]`, of works with more than `longest` tokens only their rotated queries unless there are
+        `long_places` for them."""
         new = [tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in new]
         _, heads, tokens, dim = new[0].shape
         output = new[0].new_empty(1, tokens, heads, dim)
@@ -93,9 +127,12 @@ class CompiledAttention:
         rotated: list[int | None] = [tensor.data_ptr() for tensor in rotary] or [None, None]
         pointers = [*rotated, *(tensor.data_ptr() for tensor in (*stored, works))]
         sizes = works.shape[0], heads, stored[0].shape[1], dim, scores.window or 0, self.longest
-        self._attend(
-            _Arguments(output.data_ptr(), *chain(*strided), *pointers, *sizes, scores.scaling)
+        arguments = _Arguments(
+            output.data_ptr(), *chain(*strided), *pointers, *sizes, scores.scaling
         )
+        self._attend(arguments)
+        if self.long is not None and long_places:
+            self.long.attend(arguments, stored[0], long_places)
         return output
 
 
@@ -143,11 +180,19 @@ class CompiledStep:
     ) -> Tensor:
         self.is_used = True
         stored = self._store.layer(layer, *new[1:])
-        output = self._attention.attend(new, stored, self._works, scores, rotary)
-        for group in self._long:
+        places = self._long_places(new[0], new[1])
+        output = self._attention.attend(new, stored, self._works, scores, rotary, places)
+        for group in self._long if not places else ():
             query = output[0, group.packed].transpose(0, 1)
             output[0, group.packed] = self._plain.attend_group(layer, group, query, scores)
         return output
+
+    def _long_places(self, query: Tensor, key: Tensor) -> int:
+        """How many places our code needs for the long works' keys; 0 if it does not take them."""
+        long = self._attention.long
+        if long is None or not long.takes(query.shape[1], key.shape[1], query.shape[3]):
+            return 0
+        return sum(long.room_for(group.positions[0] + group.count) for group in self._long)
 
 
 def _works(group: Group) -> Iterator[tuple[int, int, int, int]]:
@@ -169,5 +214,5 @@ def compiled_attention_for(
     if compiled is None:
         return None, why
     has_products = dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
-    longest = _LONGEST_BFLOAT16 if has_products else _ANY_LENGTH
-    return CompiledAttention(compiled, dtype, longest), why
+    beside = _LONGEST_BESIDE_TILES if compiled.has_tiles else _LONGEST_BFLOAT16
+    return CompiledAttention(compiled, dtype, beside if has_products else _ANY_LENGTH), why

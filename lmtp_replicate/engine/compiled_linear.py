@@ -1,4 +1,5 @@
-"""Packed linear layers of few rows by our own C code (kernels/linear.c and linear_tiles.c).
+"""Packed linear layers of few rows by our own C code (kernels/linear.c), or with AMX of up to some
+hundred (linear_tiles.c).
 
 It reads the weight where oneDNN has laid it out, so there is no second copy. Whether it lies as the
 code expects is not documented: the caller has to try each layer.

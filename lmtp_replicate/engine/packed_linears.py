@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 _ROWS_HINT = 32
 """Number of rows the layout is chosen for; it serves all others as well."""
 _TRIED_ROWS = (1, 7, 40)
-_COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 128)
-"""The same for our own code, whose tiles have up to six rows, or sixteen."""
+_COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 290)
+"""The same for our own code, whose tiles have up to six rows, or sixteen, and whose panels 256."""
 _DIGIT_ROWS = (1, 16, 17, 33, 64, 290)
 """The same for whole numbers, whose tiles have 16 rows, in pairs, and whose panels 256."""
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -94,6 +95,8 @@ def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool 
         logger.debug("A linear layer could not be packed.", exc_info=True)
         linears.unpack(f"packing failed ({type(error).__name__}: {error})")
         return linears
+    finally:
+        _random.cache_clear()
     _describe(linears)
     logger.info("The linear layers are packed: %s.", linears.reason)
     return linears
@@ -165,7 +168,7 @@ def _digits(layer: nn.Module) -> DigitLinear | None:
     digits = digit_linear(_rows_of(layer), bias)
     if digits is None:
         return None
-    x = _random(max(_DIGIT_ROWS), digits)
+    x = _random(max(_DIGIT_ROWS), digits.in_features, torch.float32)
     expected = layer(x)  # once for all: at load this is a pass over all weights
     errors = (_error(digits(x[:rows]), expected[:rows]) for rows in _DIGIT_ROWS)
     return digits if all(error <= _TOLERANCES[torch.float32] for error in errors) else None
@@ -209,7 +212,7 @@ def _compile(packed: PackedLinear) -> None:
     if compiled is None:
         return
     counts = [rows for rows in _COMPILED_ROWS if rows <= compiled.most_rows]
-    x = _random(max(counts), packed)
+    x = _random(max(counts), packed.in_features, packed.weight.dtype)
     expected = packed(x)  # once for all: at load this is a pass over all weights
     errors = (_error(compiled(x[:rows]), expected[:rows]) for rows in counts)
     if all(error <= _TOLERANCES[x.dtype] for error in errors):
@@ -217,15 +220,17 @@ def _compile(packed: PackedLinear) -> None:
 
 
 def _require_equal(name: str, plain: nn.Module, packed: PackedLinear, count: int) -> None:
-    x = _random(count, packed)
+    x = _random(count, packed.in_features, packed.weight.dtype)
     error = _error(packed(x), plain(x))
     if not error <= _TOLERANCES[packed.weight.dtype]:
         raise ValueError(f"{name} differs from the plain layer by {error:.2g} for {count} rows")
 
 
-def _random(rows: int, packed: PackedLinear) -> Tensor:
+@lru_cache(maxsize=16)
+def _random(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
+    """The same for all layers: making it takes longer than multiplying it."""
     random = torch.Generator().manual_seed(rows)
-    return torch.randn(rows, packed.in_features, generator=random).to(packed.weight.dtype)
+    return torch.randn(rows, inputs, generator=random).to(dtype)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

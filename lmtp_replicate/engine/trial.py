@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 _LENGTHS = (11, 23, 75)
 _CHUNKS = (3, 1, 5, 1, 1, 8, 2)
 _LONG_CHUNK = 512
-"""What is left of the longest after two rounds of the others: in bfloat16, attention over more than
-16 tokens is another's."""
+"""What is left of the longest after two rounds of the others: in bfloat16, attention of more than 8
+or 16 tokens is another's."""
 _SINGLE = 5
 """Last tokens of a sequence that are run one by one."""
 _COMPARED = 32

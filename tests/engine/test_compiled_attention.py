@@ -32,7 +32,7 @@ from lmtp_replicate.engine.spans import Spans
 from tests.engine.running import running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
-CAPACITY = 256
+CAPACITY = 512
 ROOT = Path(__file__).parents[2]
 WORKS = st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=7)
 WINDOW = st.none() | st.integers(1, 90)
@@ -77,8 +77,11 @@ class Case:
         dim: int,
         window: int | None,
         dtype: torch.dtype = torch.float32,
+        drawn: torch.dtype | None = None,
     ) -> None:
+        """`drawn`: to what all numbers are rounded, if not to `dtype`."""
         self.dtype = dtype
+        self.drawn = drawn or dtype
         self.random = torch.Generator().manual_seed(len(works) * heads + dim)
         pool = Spans(CAPACITY * len(works), page_tokens=1)
         groups, start = [], 0
@@ -106,7 +109,7 @@ class Case:
     def numbers(self, heads: int, tokens: int, dim: int) -> Tensor:
         """As a model gives them: heads and tokens lie the other way round."""
         drawn = torch.randn(1, tokens, heads, dim, generator=self.random) * 2
-        return drawn.transpose(1, 2).to(self.dtype)
+        return drawn.transpose(1, 2).to(self.drawn).to(self.dtype)
 
     def assert_same(self, compiled: CompiledAttention) -> None:
         step = CompiledStep(compiled, self.layout, self.store)
@@ -167,6 +170,93 @@ def test_long_chunks_may_be_left_to_torch(
     assert errors.max() < (1e-5 if dtype == torch.float32 else 5e-2)
     for few, many in zip(*stored, strict=True):
         assert torch.equal(few, many)
+
+
+LONG_COUNTS = st.sampled_from([9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129, 300])
+LONG_WORKS = st.lists(st.tuples(LONG_COUNTS | st.just(1), st.integers(0, 150)), min_size=1)
+
+
+def long_attention() -> CompiledAttention:
+    """As a model in bfloat16 has it on a CPU with AMX; elsewhere the test is skipped."""
+    attention = attention_in(torch.bfloat16)
+    if attention.long is None:
+        pytest.skip("this CPU has no AMX")
+    return attention
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    works=LONG_WORKS.filter(lambda works: len(works) < 5),
+    kv_heads=st.integers(1, 3),
+    shared=st.sampled_from([1, 3, 8, 32]),
+    dim=st.sampled_from([32, 64, 96, 128, 256]),
+    window=st.none() | st.integers(1, 200),
+    threads=st.sampled_from([1, 2]),
+)
+def test_long_works_equal_torch_in_float32(
+    has_compiler: None,
+    works: list[tuple[int, int]],
+    kv_heads: int,
+    shared: int,
+    dim: int,
+    window: int | None,
+    threads: int,
+) -> None:
+    """Weights and outputs are rounded to bfloat16 once each."""
+    attention, shape = long_attention(), (kv_heads * shared, kv_heads, dim, window)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    case = Case(works, *shape, torch.bfloat16)
+    found = CompiledStep(attention, case.layout, case.store).attend(
+        0, case.query, *case.new, case.scores
+    )
+    exact = Case(works, *shape, torch.float32, torch.bfloat16)
+    expected = PackedStep(exact.layout, exact.store).attend(
+        0, exact.query, *exact.new, exact.scores
+    )
+    torch.set_num_threads(before)
+    torch.testing.assert_close(found.float(), expected, rtol=1.5e-2, atol=1.5e-2)
+
+
+@pytest.mark.parametrize("window", [None, 1, 30, 90])
+@pytest.mark.parametrize("works", [[(17, 0)], [(33, 40), (1, 3)], [(100, 77), (64, 0), (65, 31)]])
+def test_places_that_no_query_sees_do_not_matter_to_long_works(
+    has_compiler: None, works: list[tuple[int, int]], window: int | None
+) -> None:
+    found = []
+    for is_stale in (False, True):
+        case = Case(works, 6, 2, 64, window, torch.bfloat16)
+        keys, values = (part[:-1].view(len(works), CAPACITY, 2, 64) for part in case.store.whole(0))
+        for index, (count, position) in enumerate(works if is_stale else ()):
+            unseen = max(0, position - window + 1) if window else 0
+            for part in (keys[index], values[index]):
+                part[:unseen] = part[position + count :] = float("nan")
+        step = CompiledStep(long_attention(), case.layout, case.store)
+        found.append(step.attend(0, case.query, *case.new, case.scores))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("window", "reached"), [(None, range(50, 100)), (20, range(50, 70))])
+def test_what_is_not_a_number_reaches_only_who_sees_it_in_long_works(
+    has_compiler: None, window: int | None, reached: range
+) -> None:
+    for part in range(2):  # keys and values
+        case = Case([(100, 37), (64, 3)], 6, 2, 64, window, torch.bfloat16)
+        case.new[part][:, :, 50] = float("nan")
+        step = CompiledStep(long_attention(), case.layout, case.store)
+        found = step.attend(0, case.query, *case.new, case.scores)
+        assert found[0, reached].isnan().all()
+        others = [token for token in range(164) if token not in reached]
+        assert not found[0, others].isnan().any()
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(33, 64), (4, 48)])
+def test_long_works_of_other_shapes_are_left_to_torch(
+    has_compiler: None, heads: int, dim: int
+) -> None:
+    long_attention()
+    case = Case([(40, 5), (1, 3)], heads, 1, dim, None, torch.bfloat16)
+    case.assert_same(attention_in(torch.bfloat16))
 
 
 def test_rotated_queries_and_keys_equal_transformers(has_compiler: None) -> None:

@@ -27,34 +27,36 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.functions = library
-        self.width = self._limit("width")
+        self.width = self.limit("width")
         """Numbers in a vector."""
-        self.attention_dim = self._limit("attention_dim")
+        self.attention_dim = self.limit("attention_dim")
         """Largest size of a head."""
-        self.attention_shared = self._limit("attention_shared")
+        self.attention_shared = self.limit("attention_shared")
         """Most query heads to a key head."""
         self.gate = self._function("gate", *[c_void_p] * 2, c_int64)
         self.rms_norm = self._function("rms_norm", *[c_void_p] * 4, *[c_int64] * 2, c_float)
         self.few_rows = self._linear("linear", "linear_rows")
         """A linear layer, and the most rows that it takes, or is the fastest for."""
-        has_tiles = hasattr(library, "lmtp_linear_tiles") and library.lmtp_allow_tiles()
-        tiles = self._linear("linear_tiles", "tiles_rows") if has_tiles else None
+        self.has_tiles = hasattr(library, "lmtp_linear_tiles") and bool(library.lmtp_allow_tiles())
+        """Whether the CPU has AMX, and the system allows it."""
+        tiles = self._linear("linear_tiles", "tiles_rows") if self.has_tiles else None
         self.linear, self.linear_rows = tiles or self.few_rows
         has_digits = hasattr(library, "lmtp_linear_digits") and library.lmtp_allow_tiles()
         self.linear_digits: Any = self._function("linear_digits", c_void_p) if has_digits else None
         """One in float32 of any number of rows, by whole numbers; None where the CPU cannot."""
-        self.linear_block = self._limit("linear_outputs"), self._limit("linear_inputs")
+        self.linear_block = self.limit("linear_outputs"), self.limit("linear_inputs")
         """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""
 
     def _linear(self, name: str, limit: str) -> tuple[Any, int]:
-        return self._function(name, *[c_void_p] * 4, *[c_int64] * 3), self._limit(limit)
+        return self._function(name, *[c_void_p] * 4, *[c_int64] * 3), self.limit(limit)
 
     def _function(self, name: str, *argtypes: Any) -> Any:
         function = getattr(self.functions, f"lmtp_{name}")
         function.argtypes, function.restype = argtypes, None
         return function
 
-    def _limit(self, name: str) -> int:
+    def limit(self, name: str) -> int:
+        """A constant of the library."""
         return ctypes.c_int32.in_dll(self.functions, f"lmtp_{name}").value
 
 

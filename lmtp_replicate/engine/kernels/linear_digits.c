@@ -11,10 +11,9 @@
 
 #if !defined(BFLOAT16) && defined(__AMX_INT8__) && defined(__AVX512BW__)
 
-#include <immintrin.h>
+#include "tiles.h"
 
 enum {
-    SIDE = 16,           /* rows of a tile, and outputs */
     ROWS = 2 * SIDE,     /* that are computed at once */
     OUTPUTS = 2 * SIDE,  /* of a block of weights */
     INPUTS = 64,         /* of a tile, and of a block of weights */
@@ -73,21 +72,9 @@ static void cut(const Layer *l, int64_t row) {
 /* With at most SIDE rows, tiles 0 to 5 are sums, 6 rows and 7 weights; else 0 to 3 sums of both tiles of
    rows by both of outputs, 4 and 5 rows, and 6 and 7 weights. */
 static void configure(int64_t rows) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
     const uint8_t few = rows, more = rows - SIDE;
-    const uint8_t one[8] = {few, few, few, few, few, few, few, SIDE};
-    const uint8_t two[8] = {SIDE, SIDE, more, more, SIDE, more, SIDE, SIDE};
-    for (int tile = 0; tile < 8; tile++) {
-        config.rows[tile] = rows > SIDE ? two[tile] : one[tile];
-        config.bytes[tile] = 64;
-    }
-    /* GCC's header tells of 8 bytes that are read (https://gcc.gnu.org/PR114098): all are. */
-    __asm__ volatile("" : : "m"(config) : "memory");
-    _tile_loadconfig(&config);
+    if (rows > SIDE) load_tiles((uint8_t[]){SIDE, SIDE, more, more, SIDE, more, SIDE, SIDE});
+    else load_tiles((uint8_t[]){few, few, few, few, few, few, few, SIDE});
 }
 
 /* Sums of products of the digits' orders: all of the first digits', of first by second, and so on. */

@@ -1,71 +1,86 @@
-/* A linear layer in bfloat16 by AMX, which multiplies tiles of 16 rows and 32 inputs by tiles of 32
-   inputs and 16 outputs (Intel's Architecture Instruction Set Extensions Programming Reference,
-   chapter 3). Called by compiled_linear.py in place of linear.c's, where the system allows.
+/* A linear layer in bfloat16 by AMX. Called by compiled_linear.py in place of linear.c's, where the
+   system allows.
 
-   oneDNN's kernels for the same instructions take 1.4 times as long for few rows: they do not ask
-   memory in advance, which is what few rows wait for. With many they are the faster ones. */
+   oneDNN's kernels for the same instructions take 1.4 times as long for few rows and 1.2 to 1.5 times
+   for some hundred: they do not ask memory in advance, neither for weights nor for where the output
+   goes. */
 
 #include "packed.h"
+#include "tiles.h"
 
-#if defined(BFLOAT16) && defined(__AMX_BF16__)
-
-#include <immintrin.h>
+#ifdef HAS_TILES
 
 enum {
-    SIDE = 16,               /* rows of a tile, and outputs */
-    ROWS = 2 * SIDE,         /* that are computed at once, with a block of as many outputs */
-    STRIDE = 2 * BLOCK * sizeof(number), /* bytes from pair to pair of inputs in a weight's block */
+    INPUTS = 256, /* of a part of a block, whose weights, 16 KiB, stay in the first cache for all rows */
+    PANEL = 256,  /* rows that stay in the second cache for all outputs */
 };
 
-const int32_t lmtp_tiles_rows = 128;
+const int32_t lmtp_tiles_rows = 1280; /* above, oneDNN's kernels are the faster ones */
 
-/* Tiles 0 to 3: sums of both tiles of rows by both tiles of outputs; 4 and 5: rows; 6 and 7: weights. */
-static void configure(int64_t rows) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    const uint8_t first = rows < SIDE ? rows : SIDE, second = rows - first;
-    const uint8_t each[8] = {first, first, second, second, first, second, SIDE, SIDE};
-    for (int tile = 0; tile < 8; tile++) {
-        config.rows[tile] = each[tile];
-        config.bytes[tile] = each[tile] ? 64 : 0;
+typedef struct {
+    number *output;
+    const number *x, *weight, *bias;
+    int64_t inputs, outputs;
+} Layer;
+
+/* Add `inputs` inputs to the sums of at most TILES rows, which begin with zeros where `is_first`.
+   Meanwhile ask memory for `lines` cache lines at `ahead` for each DEPTH of them, and, where it is not
+   null, for the rows at `output`. */
+INLINE void add_inputs(int has_second, int is_first, int64_t inputs, const number *x, int64_t stride,
+                       const number *weight, float *sums, const number *ahead, int64_t lines,
+                       number *output, int64_t outputs) {
+    enum { LINE = 64 / sizeof(number), AT_ONCE = TILES * DEPTH / INPUTS };
+    if (is_first) zero_sums(has_second);
+    else load_sums(has_second, sums, BLOCK);
+    for (int64_t k = 0; k < inputs; k += DEPTH) {
+        for (int64_t i = 0; i < lines; i++, ahead += LINE) __builtin_prefetch(ahead);
+        if (output)
+            UNROLL for (int i = 0; i < AT_ONCE; i++, output += outputs) __builtin_prefetch(output, 1);
+        add_products(has_second, x + k, stride, weight + k * BLOCK);
     }
-    /* GCC's header tells of 8 bytes that are read (https://gcc.gnu.org/PR114098): all are. */
-    __asm__ volatile("" : : "m"(config) : "memory");
-    _tile_loadconfig(&config);
+    store_sums(has_second, sums, BLOCK);
 }
 
-/* sums[row][output] = x[row] . weight[output], for at most ROWS rows and a block of outputs.
-   `is_first`: nobody has read this weight yet. */
-INLINE void multiply(int has_second, int is_first, int64_t inputs, const number *x,
-                     const number *weight, float *sums) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (has_second) {
-        _tile_zero(2);
-        _tile_zero(3);
+/* `count` <= BLOCK outputs of each row. */
+static void put(int64_t rows, int64_t count, const float *sums, const number *bias, number *output,
+                int64_t outputs) {
+    for (int64_t r = 0; r < rows; r++, sums += BLOCK, output += outputs) {
+        int64_t i = 0;
+        for (; i + WIDTH <= count; i += WIDTH)
+            store_numbers(output + i, bias ? load(sums + i) + load_numbers(bias + i) : load(sums + i));
+        for (; i < count; i++)
+            output[i] = number_from(bias ? sums[i] + number_as_float(bias[i]) : sums[i]);
     }
-    for (int64_t k = 0; k < inputs; k += BLOCK_INPUTS) {
-        const number *here = weight + k * BLOCK;
-        if (is_first) fetch(here + AHEAD, BLOCK_INPUTS * BLOCK);
-        _tile_loadd(6, here, STRIDE);
-        _tile_loadd(7, here + 2 * SIDE, STRIDE);
-        _tile_loadd(4, x + k, inputs * sizeof *x);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if (has_second) {
-            _tile_loadd(5, x + SIDE * inputs + k, inputs * sizeof *x);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+}
+
+/* Rows `first` to `end`, at most PANEL, of the block of outputs at `from`. `configured`: for how many
+   rows the tiles are. */
+static void compute(const Layer *l, int64_t first, int64_t end, int64_t from, int64_t *configured) {
+    const int64_t count = l->outputs - from < BLOCK ? l->outputs - from : BLOCK;
+    const int64_t lines = BLOCK / ((end - first + TILES - 1) / TILES) + 1;
+    float sums[PANEL * BLOCK];
+    /* A weight that is used once needs no place in a cache. */
+    const int is_single = end - first <= TILES;
+    const int64_t part = is_single ? l->inputs : INPUTS;
+    for (int64_t k = 0; k < l->inputs; k += part) {
+        const int64_t deep = l->inputs - k < part ? l->inputs - k : part;
+        const number *weight = l->weight + from * l->inputs + k * BLOCK;
+        const number *ahead = weight + (is_single ? AHEAD : deep * BLOCK);
+        const int is_last = k + deep == l->inputs;
+        for (int64_t row = first; row < end; row += TILES) {
+            const int64_t taken = end - row < TILES ? end - row : TILES;
+            const number *x = l->x + row * l->inputs + k;
+            float *here = sums + (row - first) * BLOCK;
+            number *output = l->output + row * l->outputs + from;
+            number *next = is_last && !is_single ? output : NULL;
+            if (taken != *configured) configure_tiles(*configured = taken);
+            if (taken > SIDE)
+                add_inputs(1, k == 0, deep, x, l->inputs, weight, here, ahead, lines, next, l->outputs);
+            else
+                add_inputs(0, k == 0, deep, x, l->inputs, weight, here, ahead, lines, next, l->outputs);
+            ahead += lines * deep;
+            if (is_last) put(taken, count, here, l->bias ? l->bias + from : NULL, output, l->outputs);
         }
-    }
-    _tile_stored(0, sums, BLOCK * sizeof *sums);
-    _tile_stored(1, sums + SIDE, BLOCK * sizeof *sums);
-    if (has_second) {
-        _tile_stored(2, sums + SIDE * BLOCK, BLOCK * sizeof *sums);
-        _tile_stored(3, sums + SIDE * BLOCK + SIDE, BLOCK * sizeof *sums);
     }
 }
 
@@ -73,23 +88,16 @@ INLINE void multiply(int has_second, int is_first, int64_t inputs, const number 
    BLOCK_INPUTS. */
 void lmtp_linear_tiles(number *output, const number *x, const number *weight, const number *bias,
                        int64_t rows, int64_t inputs, int64_t outputs) {
-#pragma omp parallel for
-    for (int64_t from = 0; from < outputs; from += BLOCK) {
-        const int64_t count = outputs - from < BLOCK ? outputs - from : BLOCK;
+    const Layer layer = {output, x, weight, bias, inputs, outputs};
+#pragma omp parallel
+    {
         int64_t configured = 0;
-        for (int64_t row = 0; row < rows; row += ROWS) {
-            const int64_t taken = rows - row < ROWS ? rows - row : ROWS;
-            const number *these = x + row * inputs, *block = weight + from * inputs;
-            float sums[ROWS * BLOCK];
-            if (taken != configured) configure(configured = taken);
-            if (taken > SIDE) multiply(1, row == 0, inputs, these, block, sums);
-            else multiply(0, row == 0, inputs, these, block, sums);
-            for (int64_t r = 0; r < taken; r++)
-                for (int64_t i = 0; i < count; i++) {
-                    const float sum = sums[r * BLOCK + i];
-                    output[(row + r) * outputs + from + i] =
-                        number_from(bias ? sum + number_as_float(bias[from + i]) : sum);
-                }
+        for (int64_t row = 0; row < rows; row += PANEL) {
+            const int64_t end = rows - row < PANEL ? rows : row + PANEL;
+            /* Each thread has the same outputs in all panels, so that nobody has to wait. */
+#pragma omp for schedule(static) nowait
+            for (int64_t from = 0; from < outputs; from += BLOCK)
+                compute(&layer, row, end, from, &configured);
         }
         _tile_release();
     }

@@ -3,6 +3,10 @@
 
 #include <string.h>
 
+#if defined(BFLOAT16) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include "vector.h"
 
 #ifdef BFLOAT16
@@ -18,8 +22,12 @@ INLINE vec load_numbers(const number *from) {
 /* Rounded to the nearest, of two as near to the even one. What is not a number stays so, since those
    that a CPU makes, and widened ones, have low bits of zero. */
 INLINE void store_numbers(number *to, vec a) {
+#ifdef __AVX512BF16__
+    *(unaligned_halves *)to = (halves)_mm512_cvtneps_pbh((__m512)a);
+#else
     const bits b = (bits)a, rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;
     *(unaligned_halves *)to = __builtin_convertvector(rounded, halves);
+#endif
 }
 INLINE float number_as_float(number x) {
     const uint32_t b = (uint32_t)x << 16;
