@@ -104,8 +104,16 @@ async def compare(command: Command, shape: Shape) -> int:
         finally:
             await rounds.close()
     # Quantised weights are others than the oracle's: how far off they lead is told, not judged.
-    result.agreement = work.first.check(Oracle(folder, "cuda", BFLOAT16_TOLERANCE))
+    result.agreement = work.first.check(Oracle(folder, _roomy_device(shape), BFLOAT16_TOLERANCE))
     return command.finish(result, [plain_table(result)])
+
+
+def _roomy_device(shape: Shape) -> str:
+    """Where the model in float32 has room."""
+    import torch
+
+    free, _total = torch.cuda.mem_get_info()
+    return "cuda" if 5 * shape.parameters < free else "cpu"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

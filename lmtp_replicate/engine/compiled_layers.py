@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
@@ -18,6 +19,7 @@ from transformers.activations import SiLUActivation
 from lmtp_replicate.engine.attention import Scores, Step
 from lmtp_replicate.engine.compiled_attention import CompiledStep
 from lmtp_replicate.engine.compiled_norms import CompiledNorm
+from lmtp_replicate.engine.digit_linear import DigitLinear, run_together
 from lmtp_replicate.engine.kernels import Kernels, kernels
 from lmtp_replicate.engine.packed_linear import PackedLinear
 
@@ -136,20 +138,24 @@ class CompiledLayer:
     ) -> Tensor:
         attention, mlp = self._parts.self_attn, self._parts.mlp
         normed = self._norms[0](x)
-        heads = [
-            projection.forward(normed).unflatten(-1, (-1, self._head_dim))
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        ]
+        projected = _each((attention.q_proj, attention.k_proj, attention.v_proj), normed)
+        heads = [each.unflatten(-1, (-1, self._head_dim)) for each in projected]
         for place, norm in enumerate(self._head_norms):
             heads[place] = norm(heads[place])
         query, key, value = (head.transpose(1, 2) for head in heads)
         seen = step.attend_rotated(index, (query, key, value), scores, embeddings)
         x, normed = self._norms[1].add(x, attention.o_proj.forward(seen.flatten(-2)))
-        gate = mlp.gate_proj.forward(normed)
-        up = mlp.up_proj.forward(normed)
+        gate, up = _each((mlp.gate_proj, mlp.up_proj), normed)
         self._gate(gate.data_ptr(), up.data_ptr(), gate.numel())
         down: Tensor = mlp.down_proj.forward(gate)
         return down.add_(x)
+
+
+def _each(linears: Sequence[PackedLinear], x: Tensor) -> list[Tensor]:
+    """What each of `linears` makes of `x`."""
+    if all(isinstance(linear, DigitLinear) for linear in linears):
+        return run_together(cast("Sequence[DigitLinear]", linears), x)
+    return [linear.forward(x) for linear in linears]
 
 
 class _Pupil:

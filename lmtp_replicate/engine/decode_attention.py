@@ -21,10 +21,12 @@ Made = TypeVar("Made")
 
 class DecodeAttention(Protocol):
     """One way to compute it. `name` is told in MODEL_INFO. `most`: up to how many tokens of all
-    streams together, with what rounding adds, it is worth trying."""
+    streams together, with what rounding adds, it is worth trying. `is_compiled`: whether each shape
+    is compiled first, for seconds."""
 
     name: str
     most: int
+    is_compiled: bool
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, reads: Reads, scores: Scores
@@ -106,6 +108,7 @@ class GatheredAttention:
 
     name = "gathered"
     most = 1 << 16
+    is_compiled = False
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, reads: Reads, scores: Scores

@@ -63,7 +63,9 @@ class DecodeGraphs:
         attentions: Sequence[DecodeAttention],
         capture: Capture,
         max_streams: int,
+        context_length: int,
     ) -> None:
+        self._context_length = context_length
         self._packed = packed
         self._attentions = attentions
         self._capture = capture
@@ -79,14 +81,15 @@ class DecodeGraphs:
         wanted = [(n, at) for n in reversed(self._sizes) for at in reversed(_WARM_LENGTHS)]
         for number, (streams, length) in enumerate(wanted, 1):
             with torch.inference_mode():
-                self.record(streams, length)
+                self.record(streams, length, self._attentions)
             logger.info("Warm-up: decode step %d of %d, %d streams", number, len(wanted), streams)
 
-    def record(self, streams: int, longest: int) -> None:
-        """Record the step of `streams` streams, the longest of `longest` tokens, if it is to be.
-        Raises what the last attention does that cannot be recorded, if none can."""
+    def record(self, streams: int, longest: int, attentions: Sequence[DecodeAttention]) -> None:
+        """Record the step of `streams` streams, the longest of `longest` tokens, with the fastest
+        of `attentions`, if it is to be. Raises what the last of them does, if none can be
+        recorded."""
         size, span = self._key(streams, longest)
-        attentions = [attention for attention in self._attentions if size * span <= attention.most]
+        attentions = [attention for attention in attentions if size * span <= attention.most]
         if attentions and (size, span) not in self._recordings:
             self._recordings[size, span] = self._fastest(attentions, size, span)
 
@@ -108,7 +111,8 @@ class DecodeGraphs:
             return None
         key = self._key(len(plan.works), max(work.stop for work in plan.works))
         try:
-            self.record(*key)
+            # Streams wait meanwhile: not for a compiler, which takes seconds.
+            self.record(*key, [each for each in self._attentions if not each.is_compiled])
         except Exception:
             logger.warning("Steps of %d streams cannot be recorded.", key[0], exc_info=True)
             self._recordings[key] = None
@@ -125,6 +129,8 @@ class DecodeGraphs:
         pages = -(-span // self._packed.pool.page_tokens)
         ints = torch.zeros(size, 2 + pages, dtype=torch.int64, device=self._packed.device)
         self._fill(ints, [])
+        # As far as they may ever be: what an attention takes may depend on it.
+        ints[:, 1] = min(span, self._context_length) - 1
         recorded: list[tuple[float, str, _Recording]] = []
         failure: Exception | None = None
         for attention in attentions:

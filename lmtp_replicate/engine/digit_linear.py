@@ -1,13 +1,16 @@
 """Linear layers in float32 by a CPU's sums of whole numbers (kernels/linear_digits.c).
 
 AMX adds up products of 8 bits thirty times as fast as AVX-512 those of float32. So a weight becomes
-whole numbers of three digits of 8 bits, with a factor for each output: as exact as float32's own
-sums, the same whatever the number of rows, and three quarters of the bytes.
+whole numbers of three digits of 8 bits, with a factor for each output: sums as exact as float32's
+own, the same whatever the number of rows, and three quarters of the bytes. Each product may be
+wrong by 2^-24 of the row's largest number times the output's largest weight. So a sum is less exact
+than float32's where one input stands thousands of times above the others and the output ignores it.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -22,6 +25,9 @@ _INPUTS: Final = 64
 _DIGITS: Final = 3
 _LARGEST: Final = 0x7F7E00
 """Whole number; the first digit of a little more would not be one of 8 bits."""
+_MOST_INPUTS: Final = 43_000
+"""Three products of digits, 48 896 at most, for each input: more than so many could leave the range
+of 32 bits."""
 _AT_ONCE: Final = 128
 """Blocks of outputs that are cut at once: of a large head's numbers none but these are needed in
 several forms."""
@@ -45,10 +51,10 @@ class DigitLinear(PackedLinear):
         super().__init__(weight.new_zeros(()).expand(weight.shape), bias)
         compiled, _ = kernels(torch.float32)
         assert compiled is not None
-        self._function = compiled.linear_digits
-        self._deep = _filled_up(self.in_features, _INPUTS)
+        self.function = compiled.linear_digits
+        deep = _filled_up(self.in_features, _INPUTS)
         blocks = _filled_up(self.out_features, _OUTPUTS) // _OUTPUTS
-        shape = blocks, self._deep // _INPUTS, _DIGITS, _INPUTS // 4, _OUTPUTS, 4
+        shape = blocks, deep // _INPUTS, _DIGITS, _INPUTS // 4, _OUTPUTS, 4
         self.digits = torch.zeros(shape, dtype=torch.int8)
         self.factors = _factors(weight)
         for first in range(0, blocks, _AT_ONCE):
@@ -57,14 +63,7 @@ class DigitLinear(PackedLinear):
             self.digits[first : first + _AT_ONCE] = cut
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        rows = x.numel() // self.in_features
-        output = x.new_empty(*x.shape[:-1], self.out_features)
-        digits = torch.empty(_DIGITS * rows * self._deep, dtype=torch.int8)
-        tensors = output, x, self.digits, self.factors, self.bias, digits, x.new_empty(rows)
-        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        sizes = rows, self.in_features, self.out_features
-        self._function(ctypes.byref(_Arguments(*pointers, *sizes)))
+        (output,) = run_together([self], x)
         return output
 
     @property
@@ -74,19 +73,41 @@ class DigitLinear(PackedLinear):
 
     def plain_weight(self) -> Tensor:
         """What is left of it: 24 bits of each output's largest number."""
-        by_place = self.digits.permute(0, 4, 1, 3, 5, 2)  # [block, output, block, 16, 4, digit]
-        whole = by_place.float() @ torch.tensor([65536.0, 256.0, 1.0])
-        rows = whole.reshape(-1, self._deep)[: self.out_features, : self.in_features]
+        parts = [_joined(part) for part in torch.split(self.digits, _AT_ONCE)]
+        rows = torch.cat(parts)[: self.out_features, : self.in_features]
         return rows * self.factors[:, None]
 
 
 def digit_linear(weight: Tensor, bias: Tensor | None) -> DigitLinear | None:
     """The layer with the plain `weight` `[out_features, in_features]` in float32, where the CPU has
-    such sums."""
+    such sums and they hold so many inputs."""
     compiled, _ = kernels(weight.dtype)
-    if compiled is None or compiled.linear_digits is None or not weight.isfinite().all():
+    if compiled is None or compiled.linear_digits is None or weight.shape[1] > _MOST_INPUTS:
         return None
-    return DigitLinear(weight, bias)
+    return DigitLinear(weight, bias) if weight.isfinite().all() else None
+
+
+def run_together(layers: Sequence[DigitLinear], x: Tensor) -> list[Tensor]:
+    """What each of `layers`, which have as many inputs, makes of `x`: it is cut into digits once,
+    and threads need not meet between the layers."""
+    inputs = layers[0].in_features
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.shape[-1] != inputs:
+        raise ValueError(
+            f"a layer of {inputs} inputs in float32 on the CPU got {x.shape[-1]} in {x.dtype} "
+            f"on {x.device}"
+        )
+    x = x.contiguous()
+    rows = x.numel() // inputs
+    digits = torch.empty(_DIGITS * rows * _filled_up(inputs, _INPUTS), dtype=torch.int8)
+    row_factors = x.new_empty(rows)
+    outputs = [x.new_empty(*x.shape[:-1], layer.out_features) for layer in layers]
+    arguments = (_Arguments * len(layers))()
+    for place, (layer, output) in enumerate(zip(layers, outputs, strict=True)):
+        tensors = output, x, layer.digits, layer.factors, layer.bias, digits, row_factors
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        arguments[place] = _Arguments(*pointers, rows, inputs, layer.out_features)
+    layers[0].function(arguments, len(layers))
+    return outputs
 
 
 def _factors(weight: Tensor) -> Tensor:
@@ -108,6 +129,13 @@ def _cut(weight: Tensor, factors: Tensor) -> Tensor:
     digits = torch.stack([digit.to(torch.int8) for digit in (first, second, whole)])
     blocks = digits.view(_DIGITS, -1, _OUTPUTS, whole.shape[1] // _INPUTS, _INPUTS // 4, 4)
     return blocks.permute(1, 3, 0, 4, 2, 5)
+
+
+def _joined(digits: Tensor) -> Tensor:
+    """The whole numbers that `_cut` has cut, as floats."""
+    by_place = digits.permute(0, 4, 1, 3, 5, 2)  # [block, output, block, 16, 4, digit]
+    whole = by_place.float() @ torch.tensor([65536.0, 256.0, 1.0])
+    return whole.reshape(digits.shape[0] * _OUTPUTS, -1)
 
 
 def _filled_up(size: int, block: int) -> int:

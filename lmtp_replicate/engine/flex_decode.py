@@ -37,6 +37,7 @@ class FlexDecodeAttention:
 
     name = "flex"
     most = 1 << 18
+    is_compiled = True
 
     def __init__(self, function: Callable[..., Any] = _compiled) -> None:
         self._function = function

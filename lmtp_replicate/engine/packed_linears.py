@@ -36,7 +36,7 @@ _DIGIT_ROWS = (1, 16, 17, 33, 64, 290)
 """The same for whole numbers, whose tiles have 16 rows, in pairs, and whose panels 256."""
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest root mean square difference between packed and plain, as a share of the output's. What
-is is of another dtype is not packed."""
+is of another dtype is not packed."""
 
 
 class _Replaced(NamedTuple):

@@ -187,7 +187,10 @@ class RadixPrefixIndex:
         """Know no more of `kept`, whose pages are somebody else's business now."""
         self._tree.remove(kept.tokens, kept)
         self._kept.remove(kept)
-        self._holds -= Counter(kept.place.pages)
+        for page in kept.place.pages:
+            self._holds[page] -= 1
+            if not self._holds[page]:
+                del self._holds[page]
         self.kept_pages = len(self._holds)
 
 

@@ -151,8 +151,8 @@ def _decide_recording(trial: Trial, verdict: Verdict, capture: Capture) -> Verdi
 def _difference_recorded(trial: Trial, attention: DecodeAttention, capture: Capture) -> str | None:
     def record() -> DecodeGraphs:
         packed = PackedModel(trial.model, trial.pool)
-        graphs = DecodeGraphs(packed, [attention], capture, len(trial.streams))
-        graphs.record(len(trial.streams), trial.longest)
+        graphs = DecodeGraphs(packed, [attention], capture, len(trial.streams), trial.longest)
+        graphs.record(len(trial.streams), trial.longest, attentions=[attention])
         return graphs
 
     graphs, difference = trial.hold(record, is_decoded=True)

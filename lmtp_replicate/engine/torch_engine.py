@@ -78,8 +78,9 @@ class TorchEngine:
             packed = PackedModel(loaded.model, pool, verdict.attention)
             self._store = packed.store
             if loaded.device.type == "cuda":
-                in_passing_thread(lambda: run_prompt(packed, sampler, settings.chunk_tokens))
-            model, verdict = _recorded(packed, verdict, capture, settings)
+                most = min(settings.chunk_tokens, context_length)
+                in_passing_thread(lambda: run_prompt(packed, sampler, most))
+            model, verdict = _recorded(packed, verdict, capture, settings, context_length)
             if settings.reuse_prefixes:
                 prefix = RadixPrefixIndex(pool)
         else:
@@ -129,13 +130,17 @@ def open_engine(
 
 
 def _recorded(
-    packed: PackedModel, verdict: Verdict, capture: Capture | None, settings: EngineSettings
+    packed: PackedModel,
+    verdict: Verdict,
+    capture: Capture | None,
+    settings: EngineSettings,
+    context_length: int,
 ) -> tuple[PackedModel | DecodeGraphs, Verdict]:
     """`packed` with its decode steps recorded if the proof allows it and it works with the whole
     memory too, and the verdict that says so."""
     if capture is None or not verdict.decode:
         return packed, verdict
-    graphs = DecodeGraphs(packed, verdict.decode, capture, settings.max_streams)
+    graphs = DecodeGraphs(packed, verdict.decode, capture, settings.max_streams, context_length)
     try:
         in_passing_thread(graphs.warm_up)
     except Exception as error:

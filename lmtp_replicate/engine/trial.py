@@ -36,6 +36,7 @@ _SINGLE = 5
 """Last tokens of a sequence that are run one by one."""
 _COMPARED = 32
 """Last positions of a sequence that are compared."""
+_PAGE_TOKENS = 16
 _LONGEST_WINDOW = 4608
 """Windows beyond this many tokens are not reached by the proof: eager attention over them would
 take too much time and memory at load."""
@@ -144,9 +145,10 @@ def _places(streams: Sequence[Stream], kind: type[PagePool]) -> PagePool:
     """A pool with a place for each of `streams`: in one of tables, not one page lies behind the
     one before it."""
     longest = max(stream.to_run for stream in streams)
-    pool = kind(len(streams) * longest, page_tokens=16)
+    each = kind.rounded(-(-longest // _PAGE_TOKENS))
+    pool = kind(len(streams) * each, _PAGE_TOKENS)
     if kind is Tables:
-        every = pool.take(len(streams) * (longest + pool.page_tokens))
+        every = pool.take(pool.tokens)
         assert every is not None
         for index, stream in enumerate(streams):
             stream.place = Place(every.pages[index :: len(streams)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear
+from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear, run_together
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.proof import prove
@@ -133,6 +133,33 @@ def test_a_number_far_above_the_others_costs_little(times: float) -> None:
     expected = linear(x.double(), weight.double())
     size = expected.square().mean().sqrt()
     assert (layer_of(weight)(x) - expected).square().mean().sqrt() < 4e-6 * size
+
+
+def test_a_number_far_above_the_others_that_is_ignored_costs_digits() -> None:
+    """As the docstring says."""
+    weight, x = numbers(64, 768), numbers(30, 768, seed=1)
+    x[:, 5], weight[:, 5] = 3000.0, 0.0
+    error = (layer_of(weight)(x) - linear(x.double(), weight.double())).abs().max()
+    assert error < 768**0.5 * 3000 * weight.abs().max() * 2.0**-24
+
+
+def test_what_is_no_input_of_the_layer_is_refused() -> None:
+    layer = layer_of(numbers(64, 128))
+    for wrong in (numbers(3, 127), numbers(3, 129), numbers(3, 128).double(), numbers(2, 64)):
+        with pytest.raises(ValueError, match="a layer of 128 inputs in float32 on the CPU got"):
+            layer(wrong)
+
+
+def test_layers_that_are_run_together_make_what_each_makes_alone() -> None:
+    layers = [layer_of(numbers(n, 70, seed=n), numbers(n, seed=1)) for n in (33, 8, 100)]
+    for rows in (1, 17, 300):
+        x = numbers(1, rows, 70, seed=2)
+        for layer, output in zip(layers, run_together(layers, x), strict=True):
+            assert torch.equal(layer(x), output)
+
+
+def test_more_inputs_than_32_bits_can_hold_are_left_to_others() -> None:
+    assert digit_linear(numbers(1, 43_001), None) is None
 
 
 def test_the_weight_can_be_had_back_and_takes_three_quarters_of_its_bytes() -> None:

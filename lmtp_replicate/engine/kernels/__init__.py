@@ -38,12 +38,14 @@ class Kernels:
         self.few_rows = self._linear("linear", "linear_rows")
         """A linear layer, and the most rows that it takes, or is the fastest for."""
         self.has_tiles = hasattr(library, "lmtp_linear_tiles") and bool(library.lmtp_allow_tiles())
-        """Whether the CPU has AMX, and the system allows it."""
+        """Whether our code in bfloat16 by AMX can be used."""
         tiles = self._linear("linear_tiles", "tiles_rows") if self.has_tiles else None
         self.linear, self.linear_rows = tiles or self.few_rows
         has_digits = hasattr(library, "lmtp_linear_digits") and library.lmtp_allow_tiles()
-        self.linear_digits: Any = self._function("linear_digits", c_void_p) if has_digits else None
-        """One in float32 of any number of rows, by whole numbers; None where the CPU cannot."""
+        self.linear_digits: Any = (
+            self._function("linear_digits", c_void_p, c_int64) if has_digits else None
+        )
+        """Some in float32 of any number of rows, by whole numbers; None where the CPU cannot."""
         self.linear_block = self.limit("linear_outputs"), self.limit("linear_inputs")
         """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""
 

@@ -153,6 +153,7 @@ static void weigh(Block *b, int64_t r, int64_t keys) {
 
 INLINE void multiply_keys(int has_second, Block *b, int64_t group, int64_t groups) {
     const int64_t dim = b->from->step->dim;
+    WRITTEN;
     for (int64_t g = 0; g < groups; g++) {
         const number *keys = packed_keys(b->from, b->kv_head, group + g);
         zero_sums(has_second);
@@ -177,6 +178,7 @@ INLINE void add_values(int has_second, Block *b, int64_t group, int64_t groups, 
     const int64_t dim = b->from->step->dim;
     const number *values[GROUPS];
     for (int64_t g = 0; g < groups; g++) values[g] = values_of(b, group + g, low);
+    WRITTEN;
     for (int64_t d = 0; d < dim; d += TILES) {
         load_sums(has_second, b->output + d, dim);
         for (int64_t g = 0; g < groups; g++)

@@ -4,8 +4,9 @@
    inputs, and each output's row of weights, becomes whole numbers of 24 bits with one factor for all of
    them, and these become three digits of base 256 each, from -128 to 127. Of the nine products of two
    numbers' digits the six largest are added up, each without any rounding
-   (https://arxiv.org/abs/2306.11975 does so for float64). What is lost is 2^-24 of a row's largest
-   number: sums are as exact as float32's own, and do not depend on the number of rows. */
+   (https://arxiv.org/abs/2306.11975 does so for float64). What is lost in a product is 2^-24 of the
+   largest numbers of its rows: sums are as exact as float32's own, unless one input stands thousands of
+   times above the others and is ignored, and do not depend on the number of rows. */
 
 #include "vector.h"
 
@@ -198,21 +199,23 @@ static void compute(const Layer *l, int64_t first, int64_t end, int64_t from, in
     }
 }
 
-/* output[row][out] = x[row] . weight[out] + bias[out]. */
-void lmtp_linear_digits(const Layer *l) {
+/* output[row][out] = x[row] . weight[out] + bias[out] of `count` layers with the same inputs. */
+void lmtp_linear_digits(const Layer *layers, int64_t count) {
+    const int64_t rows = layers->rows;
     /* Few are cut sooner than threads have met. */
-#pragma omp parallel for if (l->rows > SIDE)
-    for (int64_t row = 0; row < l->rows; row++) cut(l, row);
+#pragma omp parallel for if (rows > SIDE)
+    for (int64_t row = 0; row < rows; row++) cut(layers, row);
 #pragma omp parallel
     {
         int64_t configured = 0;
-        for (int64_t row = 0; row < l->rows; row += PANEL) {
-            const int64_t end = l->rows - row < PANEL ? l->rows : row + PANEL;
-            /* Each thread has the same outputs in all panels, so that nobody has to wait. */
+        for (const Layer *l = layers; l < layers + count; l++)
+            for (int64_t row = 0; row < rows; row += PANEL) {
+                const int64_t end = rows - row < PANEL ? rows : row + PANEL;
+                /* Each thread has the same outputs in all panels, so that nobody has to wait. */
 #pragma omp for schedule(static) nowait
-            for (int64_t from = 0; from < l->outputs; from += OUTPUTS)
-                compute(l, row, end, from, &configured);
-        }
+                for (int64_t from = 0; from < l->outputs; from += OUTPUTS)
+                    compute(l, row, end, from, &configured);
+            }
         _tile_release();
     }
 }

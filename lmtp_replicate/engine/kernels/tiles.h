@@ -40,6 +40,9 @@ static void configure_tiles(int64_t rows) {
     load_tiles((uint8_t[]){first, first, second, second, first, second, SIDE, SIDE});
 }
 
+/* GCC's header does not tell that loading a tile reads memory: all must have been written by now. */
+#define WRITTEN __asm__ volatile("" : : : "memory")
+
 INLINE void zero_sums(int has_second) {
     _tile_zero(0);
     _tile_zero(1);
