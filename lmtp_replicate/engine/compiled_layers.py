@@ -139,7 +139,7 @@ class CompiledLayer:
         attention, mlp = self._parts.self_attn, self._parts.mlp
         normed = self._norms[0](x)
         projected = _each((attention.q_proj, attention.k_proj, attention.v_proj), normed)
-        heads = [each.unflatten(-1, (-1, self._head_dim)) for each in projected]
+        heads = [each.view(*each.shape[:-1], -1, self._head_dim) for each in projected]
         for place, norm in enumerate(self._head_norms):
             heads[place] = norm(heads[place])
         query, key, value = (head.transpose(1, 2) for head in heads)
