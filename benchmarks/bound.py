@@ -29,7 +29,7 @@ class Linears:
     """The linear layers of a model, packed as our engine packs them."""
 
     def __init__(self, model: nn.Module) -> None:
-        pack_linears(model, "all")
+        pack_linears(model, "all", compile_kernels=False)
         kinds = (nn.Linear, PackedLinear)
         named = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds)]
         self._body = [layer for name, layer in named if name != HEAD]
