@@ -145,6 +145,10 @@ class CompiledStep:
         self._store = store
         self._plain = PackedStep(layout, store)
         self._long = [group for group in layout.groups if group.count > attention.longest]
+        long = attention.long
+        ends = [group.positions[0] + group.count for group in self._long]
+        self._long_places = sum(map(long.room_for, ends)) if long is not None else 0
+        """How many our code needs for the long works' keys."""
         self.is_used = False
         works = [work for group in layout.groups for work in _works(group)]
         self._works = torch.tensor(works, dtype=torch.int64)
@@ -180,19 +184,17 @@ class CompiledStep:
     ) -> Tensor:
         self.is_used = True
         stored = self._store.layer(layer, *new[1:])
-        places = self._long_places(new[0], new[1])
+        places = self._long_places if self._takes_long(new[0], new[1]) else 0
         output = self._attention.attend(new, stored, self._works, scores, rotary, places)
         for group in self._long if not places else ():
             query = output[0, group.packed].transpose(0, 1)
             output[0, group.packed] = self._plain.attend_group(layer, group, query, scores)
         return output
 
-    def _long_places(self, query: Tensor, key: Tensor) -> int:
-        """How many places our code needs for the long works' keys; 0 if it does not take them."""
+    def _takes_long(self, query: Tensor, key: Tensor) -> bool:
+        """Whether our code takes the long works."""
         long = self._attention.long
-        if long is None or not long.takes(query.shape[1], key.shape[1], query.shape[3]):
-            return 0
-        return sum(long.room_for(group.positions[0] + group.count) for group in self._long)
+        return long is not None and long.takes(query.shape[1], key.shape[1], query.shape[3])
 
 
 def _works(group: Group) -> Iterator[tuple[int, int, int, int]]:

@@ -110,13 +110,17 @@ class DecodeGraphs:
         if plan.decoding < len(plan.works) or not 0 < len(plan.works) <= self._sizes[-1]:
             return None
         key = self._key(len(plan.works), max(work.stop for work in plan.works))
-        try:
-            # Streams wait meanwhile: not for a compiler, which takes seconds.
-            self.record(*key, [each for each in self._attentions if not each.is_compiled])
-        except Exception:
-            logger.warning("Steps of %d streams cannot be recorded.", key[0], exc_info=True)
-            self._recordings[key] = None
+        if key not in self._recordings:
+            self._record_late(*key)
         return self._recordings.get(key)
+
+    def _record_late(self, size: int, span: int) -> None:
+        """While streams wait: not for a compiler, which takes seconds."""
+        try:
+            self.record(size, span, [each for each in self._attentions if not each.is_compiled])
+        except Exception:
+            logger.warning("Steps of %d streams cannot be recorded.", size, exc_info=True)
+            self._recordings[size, span] = None
 
     def _key(self, streams: int, longest: int) -> tuple[int, int]:
         """Which recording the step is, of how many streams and tokens of each."""

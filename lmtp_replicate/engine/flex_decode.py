@@ -22,14 +22,18 @@ _SHAPES = 256
 """How many shapes may be compiled, one for each recording and kind of layer."""
 
 
+@cache
+def _compiler() -> Any:
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False)
+
+
 def _compiled(*args: Any, **kwargs: Any) -> Any:
     """`flex_attention`, compiled for the shapes at hand, as the kernel for single queries wants to
     know the number of streams (torch._inductor.kernel.flex.flex_decoding). Raises where that fails
     instead of computing all of the pool."""
-    function: Any = torch.compile(flex_attention, fullgraph=True, dynamic=False)
     config: Any = torch.compiler.config
     with config.patch(recompile_limit=_SHAPES):
-        return function(*args, **kwargs)
+        return _compiler()(*args, **kwargs)
 
 
 class FlexDecodeAttention:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -37,6 +37,9 @@ _DIGIT_ROWS = (1, 16, 17, 33, 64, 290)
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest root mean square difference between packed and plain, as a share of the output's. What
 is of another dtype is not packed."""
+
+
+_Layer = Callable[[Tensor], Tensor]
 
 
 class _Replaced(NamedTuple):
@@ -168,10 +171,7 @@ def _digits(layer: nn.Module) -> DigitLinear | None:
     digits = digit_linear(_rows_of(layer), bias)
     if digits is None:
         return None
-    x = _random(max(_DIGIT_ROWS), digits.in_features, torch.float32)
-    expected = layer(x)  # once for all: at load this is a pass over all weights
-    errors = (_error(digits(x[:rows]), expected[:rows]) for rows in _DIGIT_ROWS)
-    return digits if all(error <= _TOLERANCES[torch.float32] for error in errors) else None
+    return digits if _equals(digits, layer, digits, _DIGIT_ROWS) else None
 
 
 def _pack(name: str, layer: nn.Module) -> PackedLinear:
@@ -180,8 +180,9 @@ def _pack(name: str, layer: nn.Module) -> PackedLinear:
     bias: Any = layer.bias
     reorder: Any = torch.ops.mkldnn._reorder_linear_weight
     packed = PackedLinear(reorder(_rows_of(layer), _ROWS_HINT), bias)
-    for count in _TRIED_ROWS:
-        _require_equal(name, layer, packed, count)
+    for rows, error in _errors(packed, layer, packed, _TRIED_ROWS):
+        if not error <= _TOLERANCES[packed.weight.dtype]:
+            raise ValueError(f"{name} differs from the plain layer by {error:.2g} for {rows} rows")
     return packed
 
 
@@ -212,18 +213,25 @@ def _compile(packed: PackedLinear) -> None:
     if compiled is None:
         return
     counts = [rows for rows in _COMPILED_ROWS if rows <= compiled.most_rows]
-    x = _random(max(counts), packed.in_features, packed.weight.dtype)
-    expected = packed(x)  # once for all: at load this is a pass over all weights
-    errors = (_error(compiled(x[:rows]), expected[:rows]) for rows in counts)
-    if all(error <= _TOLERANCES[x.dtype] for error in errors):
+    if _equals(compiled, packed, packed, counts):
         packed.compiled = compiled
 
 
-def _require_equal(name: str, plain: nn.Module, packed: PackedLinear, count: int) -> None:
-    x = _random(count, packed.in_features, packed.weight.dtype)
-    error = _error(packed(x), plain(x))
-    if not error <= _TOLERANCES[packed.weight.dtype]:
-        raise ValueError(f"{name} differs from the plain layer by {error:.2g} for {count} rows")
+def _equals(tried: _Layer, right: _Layer, shape: PackedLinear, counts: Sequence[int]) -> bool:
+    """Whether `tried` computes what `right` does, for so many rows."""
+    tolerance = _TOLERANCES[shape.weight.dtype]
+    return all(error <= tolerance for _, error in _errors(tried, right, shape, counts))
+
+
+def _errors(
+    tried: _Layer, right: _Layer, shape: PackedLinear, counts: Sequence[int]
+) -> Iterator[tuple[int, float]]:
+    """Numbers of rows, and how far off `tried` is for so many: `_error`. `shape` has the layers'
+    inputs and dtype."""
+    x = _random(max(counts), shape.in_features, shape.weight.dtype)
+    expected = right(x)  # once for all: at load this is a pass over all weights
+    for rows in counts:
+        yield rows, _error(tried(x[:rows]), expected[:rows])
 
 
 @lru_cache(maxsize=16)

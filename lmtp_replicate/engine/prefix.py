@@ -47,8 +47,10 @@ class Match(NamedTuple):
 class PrefixIndex(Protocol):
     """Tokens → pages. No method changes the pool's contents, only its reference counts."""
 
-    kept_pages: int
-    """How many pages are held for what may come."""
+    @property
+    def kept_pages(self) -> int:
+        """How many pages are held for what may come. Any thread."""
+
     evictions: int
     """How many kept prefixes were given up for their pages."""
 
@@ -109,8 +111,11 @@ class RadixPrefixIndex:
         self._started: dict[Stream, Key] = {}
         self._clock = count()
         self._holds: Counter[int] = Counter()  # page → by how many of what is kept it is held
-        self.kept_pages = 0
         self.evictions = 0
+
+    @property
+    def kept_pages(self) -> int:
+        return len(self._holds)
 
     @property
     def kept(self) -> Sequence[Place]:
@@ -155,7 +160,6 @@ class RadixPrefixIndex:
         place = self._pool.part(stream.place, len(tokens))
         self._pool.retain(place)
         self._holds.update(place.pages)
-        self.kept_pages = len(self._holds)
         kept = Kept(tokens, place, next(self._clock))
         self._kept.add(kept)
         self._tree.insert(tokens, kept)
@@ -191,7 +195,6 @@ class RadixPrefixIndex:
             self._holds[page] -= 1
             if not self._holds[page]:
                 del self._holds[page]
-        self.kept_pages = len(self._holds)
 
 
 def _match(stream: Stream, source: Kept | Stream, length: int) -> Match:

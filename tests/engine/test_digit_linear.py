@@ -14,7 +14,12 @@ from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.proof import prove
 from tests.engine.running import running
-from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
+from tests.engine.tiny_models import (
+    VOCABULARY,
+    network_that_reads_a_weight,
+    tiny_loaded,
+    tiny_network,
+)
 
 
 def has_sums() -> bool:
@@ -89,9 +94,7 @@ def test_any_shape_of_input(shape: tuple[int, ...]) -> None:
 
 
 def test_a_model_that_reads_its_weights_itself_gets_them_back() -> None:
-    network = tiny_network("llama")
-    layer = network.model.layers[0].mlp
-    layer.forward = lambda x: layer.down_proj(linear(x, layer.up_proj.weight))
+    network = network_that_reads_a_weight()
     verdict = prove(network, VOCABULARY, 256, "all")
     assert verdict.path == "packed"
     assert verdict.linears[0] == "plain"

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from lmtp_replicate.engine.packed_linear import PackedLinear
 from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.proof import prove
 from tests.engine.running import running
-from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
+from tests.engine.tiny_models import (
+    VOCABULARY,
+    network_that_reads_a_weight,
+    tiny_loaded,
+    tiny_network,
+)
 
 pytestmark = pytest.mark.usefixtures("without_digits")
 
@@ -147,9 +151,7 @@ def test_if_one_layer_fails_its_trial_all_stay_plain(
 
 
 def test_a_model_that_reads_its_weights_itself_gets_them_back() -> None:
-    network = tiny_network("llama")
-    layer = network.model.layers[0].mlp
-    layer.forward = lambda x: layer.down_proj(linear(x, layer.up_proj.weight))
+    network = network_that_reads_a_weight()
     verdict = prove(network, VOCABULARY, 256, "all")
     assert verdict.path == "packed"
     assert verdict.linears[0] == "plain"
@@ -158,9 +160,7 @@ def test_a_model_that_reads_its_weights_itself_gets_them_back() -> None:
 
 
 def test_what_was_not_changed_is_not_said_to_be_given_back() -> None:
-    network = tiny_network("llama")
-    layer = network.model.layers[0].mlp
-    layer.forward = lambda x: layer.down_proj(linear(x, layer.up_proj.weight))
+    network = network_that_reads_a_weight()
     verdict = prove(network, VOCABULARY, 256, "all", compile_kernels=False)
     assert verdict.linears[1].startswith("with packed ones")
     assert verdict.norms == ("torch", "as asked")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from lmtp_replicate.engine.loading import LoadedModel
@@ -103,6 +104,14 @@ def tiny_network(name: str, **overrides: Any) -> Any:
             else:
                 weight.add_(0.1 * torch.randn_like(weight))
     return network.eval().requires_grad_(requires_grad=False)
+
+
+def network_that_reads_a_weight() -> Any:
+    """A Llama that multiplies by a layer's weight itself, without that layer."""
+    network = tiny_network("llama")
+    layer = network.model.layers[0].mlp
+    layer.forward = lambda x: layer.down_proj(linear(x, layer.up_proj.weight))
+    return network
 
 
 def tiny_loaded(name: str, network: Any | None = None, **facts: Any) -> LoadedModel:

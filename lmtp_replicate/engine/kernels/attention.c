@@ -35,9 +35,6 @@ typedef struct {
     float highest[ROWS], sum[ROWS];
 } Block;
 
-#define HIDDEN (-3e38f) /* a score whose weight is zero, also against the lowest maximum */
-#define LOWEST (-1e30f)
-
 /* scores[row][key] = query[row] . keys[key], for at most WIDTH keys; up to WIDTH - 1 more are given
    the last one's. */
 static void multiply_keys(int rows, int keys, int64_t dim, const float *query, const number *key,

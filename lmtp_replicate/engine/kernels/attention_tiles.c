@@ -34,9 +34,6 @@ typedef struct {
     float highest[TILES], sums[TILES * WIDTH];
 } Block;
 
-#define HIDDEN (-3e38f) /* a score whose weight is zero, also against the lowest maximum */
-#define LOWEST (-1e30f)
-
 static Long long_of(const Step *s, const Work *w, number *room) {
     const int64_t origin = s->window && w->position >= s->window ? w->position - s->window + 1 : 0;
     const int64_t end = w->position + w->count;
@@ -250,12 +247,12 @@ static void attend_all(const Long *l) {
 void lmtp_attend_long(const Step *s, number *room) {
 #pragma omp parallel
     {
-        number *free = room;
+        number *here = room;
         for (int64_t i = 0; i < s->works_count; i++) {
             if (s->works[i].count <= s->longest) continue;
-            const Long l = long_of(s, s->works + i, free);
+            const Long l = long_of(s, s->works + i, here);
             attend_all(&l);
-            free += s->kv_heads * l.groups * 2 * TILES * s->dim;
+            here += s->kv_heads * l.groups * 2 * TILES * s->dim;
         }
         _tile_release();
     }

@@ -70,22 +70,16 @@ static void cut(const Layer *l, int64_t row) {
     }
 }
 
-/* With at most SIDE rows, tiles 0 to 5 are sums, 6 rows and 7 weights; else 0 to 3 sums of both tiles of
-   rows by both of outputs, 4 and 5 rows, and 6 and 7 weights. */
+/* For more rows than SIDE as tiles.h has it; else tiles 0 to 5 are sums, 6 rows and 7 weights. */
 static void configure(int64_t rows) {
-    const uint8_t few = rows, more = rows - SIDE;
-    if (rows > SIDE) load_tiles((uint8_t[]){SIDE, SIDE, more, more, SIDE, more, SIDE, SIDE});
+    const uint8_t few = rows;
+    if (rows > SIDE) configure_tiles(rows);
     else load_tiles((uint8_t[]){few, few, few, few, few, few, few, SIDE});
 }
 
 /* Sums of products of the digits' orders: all of the first digits', of first by second, and so on. */
 typedef struct { int32_t of[DIGITS][ROWS * OUTPUTS]; } Sums;
 
-#define ZERO_4     \
-    _tile_zero(0); \
-    _tile_zero(1); \
-    _tile_zero(2); \
-    _tile_zero(3);
 /* A row of tiles to `sums`. */
 #define STORE_2(first, second, sums)                            \
     _tile_stored(first, sums, OUTPUTS * sizeof(int32_t));        \
@@ -113,7 +107,7 @@ static void multiply_few(const int8_t *x, int64_t plane, int64_t inputs, const i
     _tile_loadd(7, weight + 2 * PLANE + at, STRIDE);         \
     SUM_UP(third, 0)
     const int8_t *next = weight + BLOCK;
-    ZERO_4
+    zero_sums(1);
     _tile_zero(4);
     _tile_zero(5);
     for (int64_t k = 0; k < inputs; k += INPUTS, x += INPUTS, weight += BLOCK) {
@@ -131,7 +125,7 @@ static void multiply_few(const int8_t *x, int64_t plane, int64_t inputs, const i
    twice. `order` is a constant where it is called, and so is `asks`: for the next outputs' weights. */
 INLINE void multiply_order(int order, const int8_t *x, int64_t plane, int64_t inputs,
                            const int8_t *weight, int asks, int32_t *sums) {
-    ZERO_4
+    zero_sums(1);
     enum { BLOCK = DIGITS * PLANE, SHARE = BLOCK / 6 }; /* one for each product of digits */
     const int8_t *next = weight + inputs * DIGITS * OUTPUTS;
     for (int64_t k = 0; k < inputs; k += INPUTS, weight += BLOCK, next += BLOCK) {

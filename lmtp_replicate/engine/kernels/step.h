@@ -5,6 +5,9 @@
 
 enum { MAX_DIM = 256 }; /* of a head */
 
+#define HIDDEN (-3e38f) /* a score whose weight is zero, also against the lowest maximum */
+#define LOWEST (-1e30f)
+
 typedef struct {
     int64_t start;    /* packed index of the first query token */
     int64_t count;    /* query tokens */

@@ -23,6 +23,22 @@ static void load_tiles(const uint8_t rows[8]) {
     _tile_loadconfig(&config);
 }
 
+/* Tiles 0 to 3: sums of both tiles of rows by both tiles of outputs; 4 and 5: rows, of which there are
+   `rows`; 6 and 7: what they are multiplied by. */
+static void configure_tiles(int64_t rows) {
+    const uint8_t first = rows < SIDE ? rows : SIDE, second = rows - first;
+    load_tiles((uint8_t[]){first, first, second, second, first, second, SIDE, SIDE});
+}
+
+INLINE void zero_sums(int has_second) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (has_second) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+}
+
 #endif
 
 #if defined(BFLOAT16) && defined(__AMX_BF16__) && defined(__AVX512F__)
@@ -33,24 +49,8 @@ enum {
     DEPTH = 32,       /* inputs */
 };
 
-/* Tiles 0 to 3: sums of both tiles of rows by both tiles of outputs; 4 and 5: rows, of which there are
-   `rows`; 6 and 7: what they are multiplied by. */
-static void configure_tiles(int64_t rows) {
-    const uint8_t first = rows < SIDE ? rows : SIDE, second = rows - first;
-    load_tiles((uint8_t[]){first, first, second, second, first, second, SIDE, SIDE});
-}
-
 /* GCC's header does not tell that loading a tile reads memory: all must have been written by now. */
 #define WRITTEN __asm__ volatile("" : : : "memory")
-
-INLINE void zero_sums(int has_second) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (has_second) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-}
 
 /* `sums`: `[row][stride]`. */
 INLINE void load_sums(int has_second, const float *sums, int64_t stride) {
