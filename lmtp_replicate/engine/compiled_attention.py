@@ -19,12 +19,11 @@ from torch import Tensor
 
 from lmtp_replicate.engine.attention import PackedStep, Scores
 from lmtp_replicate.engine.groups import Group, Neighbours
-from lmtp_replicate.engine.kernels import Kernels, kernels
+from lmtp_replicate.engine.kernels import ANY_NUMBER, Kernels, kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
 from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
 
-_ANY_LENGTH: Final = 2**62
 _LONGEST_BFLOAT16: Final = 16
 """Tokens of a stream in a step up to which ours is faster than torch's products of bfloat16."""
 _LONGEST_BESIDE_TILES: Final = 8
@@ -36,7 +35,7 @@ def _strided(name: str) -> list[tuple[str, type]]:
     return [(name, ctypes.c_void_p), *((stride, ctypes.c_int64) for stride in strides)]
 
 
-class _Arguments(ctypes.Structure):
+class Arguments(ctypes.Structure):
     """`Step` in the source, which says what each field is."""
 
     _fields_ = (
@@ -60,7 +59,7 @@ class LongAttention:
         self._divisor = compiled.limit("long_dim")
         self._group = compiled.limit("long_group")
         self._attend = library.lmtp_attend_long
-        self._attend.argtypes = [ctypes.POINTER(_Arguments), ctypes.c_void_p]
+        self._attend.argtypes = [ctypes.POINTER(Arguments), ctypes.c_void_p]
         self._attend.restype = None
 
     def takes(self, heads: int, kv_heads: int, dim: int) -> bool:
@@ -71,22 +70,21 @@ class LongAttention:
         """Places for the keys of a work that ends at position `end`."""
         return -(-end // self._group) * self._group
 
-    def attend(self, arguments: _Arguments, stored: Tensor, places: int) -> None:
-        """Attend with the long works of `arguments`, whose keys are in `stored`, in as many
-        `places` as `room_for` says, and whose rotated queries are where the output is to be."""
-        room = stored.new_empty(2 * places * stored.shape[1] * stored.shape[2])
+    def attend(self, arguments: Arguments, room: Tensor) -> None:
+        """Attend with the long works of `arguments`, whose rotated queries are where the output is
+        to be. `room`: for keys and values of as many places as `room_for` says."""
         self._attend(arguments, room.data_ptr())
 
 
 class CompiledAttention:
     """The code compiled for `dtype`. `longest`: most tokens of a work that it computes."""
 
-    def __init__(self, compiled: Kernels, dtype: torch.dtype, longest: int = _ANY_LENGTH) -> None:
+    def __init__(self, compiled: Kernels, dtype: torch.dtype, longest: int = ANY_NUMBER) -> None:
         self.longest = longest
-        self._dtype = dtype
+        self.dtype = dtype
         self._limits = compiled
         self._attend = compiled.functions.lmtp_attend
-        self._attend.argtypes = [ctypes.POINTER(_Arguments)]
+        self._attend.argtypes = [ctypes.POINTER(Arguments)]
         self._attend.restype = None
         self.long = LongAttention(compiled) if compiled.has_tiles else None
         """The code for longer works, if there is any."""
@@ -95,7 +93,7 @@ class CompiledAttention:
         """Whether it can compute them; arguments as `attend`'s."""
         heads, dim = query.shape[1], query.shape[3]
         return (
-            query.dtype == value.dtype == self._dtype
+            query.dtype == value.dtype == self.dtype
             and query.device.type == "cpu"
             and scores.are_plain
             and value.shape[3] == dim <= self._limits.attention_dim
@@ -127,22 +125,24 @@ class CompiledAttention:
         rotated: list[int | None] = [tensor.data_ptr() for tensor in rotary] or [None, None]
         pointers = [*rotated, *(tensor.data_ptr() for tensor in (*stored, works))]
         sizes = works.shape[0], heads, stored[0].shape[1], dim, scores.window or 0, self.longest
-        arguments = _Arguments(
+        arguments = Arguments(
             output.data_ptr(), *chain(*strided), *pointers, *sizes, scores.scaling
         )
         self._attend(arguments)
         if self.long is not None and long_places:
-            self.long.attend(arguments, stored[0], long_places)
+            room = stored[0].new_empty(2, long_places, *stored[0].shape[1:])
+            self.long.attend(arguments, room)
         return output
 
 
 class CompiledStep:
     """A step of any works; what the compiled code does not know, torch computes. `is_used`: whether
-    it has computed any."""
+    it has computed any. `finished`: layers of a `LayerStack` that have been run in this step."""
 
     def __init__(self, attention: CompiledAttention, layout: Layout, store: KVStore) -> None:
         self._attention = attention
-        self._store = store
+        self.store = store
+        self.finished: set[object] = set()
         self._plain = PackedStep(layout, store)
         self._long = [group for group in layout.groups if group.count > attention.longest]
         long = attention.long
@@ -175,6 +175,33 @@ class CompiledStep:
         """Whether the compiled code knows this attention."""
         return self._attention.takes(query, value, scores)
 
+    def takes_all(self, heads: int, kv_heads: int, dim: int) -> bool:
+        """Whether it knows all works of the step."""
+        long = self._attention.long
+        return not self._long or (long is not None and long.takes(heads, kv_heads, dim))
+
+    def common(self, rotary: Sequence[Tensor], heads: int, kv_heads: int, dim: int) -> Arguments:
+        """What is the same in all layers of such heads, for works that `takes_all` has taken.
+        `rotary`, which are contiguous, have to be kept for as long."""
+        self.is_used = True
+        cosines, sines = rotary
+        return Arguments(
+            cosines=cosines.data_ptr(),
+            sines=sines.data_ptr(),
+            works=self._works.data_ptr(),
+            works_count=self._works.shape[0],
+            heads=heads,
+            kv_heads=kv_heads,
+            dim=dim,
+            longest=self._attention.longest,
+        )
+
+    def room_for_long(self, kv_heads: int, dim: int) -> Tensor | None:
+        """What the code for the long works needs in each layer, if there are any."""
+        if not self._long_places:
+            return None
+        return torch.empty(2, self._long_places, kv_heads, dim, dtype=self._attention.dtype)
+
     def _attend(
         self,
         layer: int,
@@ -183,18 +210,14 @@ class CompiledStep:
         rotary: Sequence[Tensor],
     ) -> Tensor:
         self.is_used = True
-        stored = self._store.layer(layer, *new[1:])
-        places = self._long_places if self._takes_long(new[0], new[1]) else 0
+        stored = self.store.layer(layer, *new[1:])
+        sizes = new[0].shape[1], new[1].shape[1], new[0].shape[3]
+        places = self._long_places if self.takes_all(*sizes) else 0
         output = self._attention.attend(new, stored, self._works, scores, rotary, places)
         for group in self._long if not places else ():
             query = output[0, group.packed].transpose(0, 1)
             output[0, group.packed] = self._plain.attend_group(layer, group, query, scores)
         return output
-
-    def _takes_long(self, query: Tensor, key: Tensor) -> bool:
-        """Whether our code takes the long works."""
-        long = self._attention.long
-        return long is not None and long.takes(query.shape[1], key.shape[1], query.shape[3])
 
 
 def _works(group: Group) -> Iterator[tuple[int, int, int, int]]:
@@ -217,4 +240,4 @@ def compiled_attention_for(
         return None, why
     has_products = dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
     beside = _LONGEST_BESIDE_TILES if compiled.has_tiles else _LONGEST_BFLOAT16
-    return CompiledAttention(compiled, dtype, beside if has_products else _ANY_LENGTH), why
+    return CompiledAttention(compiled, dtype, beside if has_products else ANY_NUMBER), why

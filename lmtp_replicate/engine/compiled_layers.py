@@ -2,16 +2,18 @@
 
 transformers runs some forty small operators in such a layer, each of which waits for its turn in
 torch's dispatcher with cold caches. Here are the same sums in three calls: the norm, attention with
-its rotary embedding, and the gate.
+its rotary embedding, and the gate. Where the linear layers too are ours, the first of the layers
+that follow one another runs them all by one call.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from itertools import groupby
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
@@ -19,8 +21,8 @@ from transformers.activations import SiLUActivation
 from lmtp_replicate.engine.attention import Scores, Step
 from lmtp_replicate.engine.compiled_attention import CompiledStep
 from lmtp_replicate.engine.compiled_norms import CompiledNorm
-from lmtp_replicate.engine.digit_linear import DigitLinear, run_together
 from lmtp_replicate.engine.kernels import Kernels, kernels
+from lmtp_replicate.engine.layer_stack import LayerStack, Learned, StackedLayer
 from lmtp_replicate.engine.packed_linear import PackedLinear
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,19 @@ def compile_layers(model: nn.Module) -> Layers:
         return Layers("none of Llama's parts, with packed linear layers and compiled norms")
     for layer in candidates:
         layer.forward = CompiledLayer(layer)
+    for layers in _following(model, candidates):
+        first, compiled = layers[0].forward, [layer.forward for layer in layers]
+        first.stack = LayerStack([each.stacked for each in compiled], _kernels_of(layers[0]))
     return Layers("they agree with transformers' own", candidates)
+
+
+def _following(model: nn.Module, candidates: list[nn.Module]) -> Iterable[list[Any]]:
+    """Those of `candidates` that follow one another in a list of `model`'s."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for layers in lists:
+        for is_candidate, following in groupby(layers, lambda layer: layer in candidates):
+            if is_candidate:
+                yield list(following)
 
 
 class CompiledLayer:
@@ -77,20 +91,20 @@ class CompiledLayer:
     def __init__(self, layer: nn.Module) -> None:
         self._plain = layer.forward
         self._parts: Any = layer
-        self._norms: tuple[CompiledNorm, CompiledNorm] = (
-            layer.input_layernorm.forward,  # type: ignore[union-attr, assignment]
-            layer.post_attention_layernorm.forward,  # type: ignore[union-attr]
-        )
-        self._head_norms: list[CompiledNorm] = [norm.forward for norm in _head_norms(layer)]
+        norms = [layer.input_layernorm, layer.post_attention_layernorm, *_head_norms(layer)]
+        self._norms: list[CompiledNorm] = [norm.forward for norm in norms]
         self._dtype = self._norms[0].dtype
         self._head_dim: int = layer.self_attn.head_dim  # type: ignore[union-attr, assignment]
         self._gate = _kernels_of(layer).gate
-        self._learned: tuple[int, Scores] | None = None
+        linears = [linear.compiled for linear in _linears(layer)]
+        self.stacked = StackedLayer(self._norms, linears, self._head_dim)
+        self.stack: LayerStack | None = None
+        """That of the layers that begin with this one."""
 
     @property
     def is_taken_over(self) -> bool:
         """Whether it has learned what it has to."""
-        return self._learned is not None
+        return self.stacked.learned is not None
 
     def __call__(
         self,
@@ -108,9 +122,14 @@ class CompiledLayer:
                 hidden_states, *args, position_embeddings=position_embeddings, **kwargs
             )
             return plain
-        if self._learned is None:
+        if self.stacked in packed_step.finished:
+            return hidden_states
+        learned = self.stacked.learned
+        if learned is None:
             return self._learn(hidden_states, position_embeddings, packed_step, kwargs)
-        return self._run(hidden_states, position_embeddings, packed_step, *self._learned)
+        if self.stack is not None and self.stack.takes(hidden_states.shape[1], packed_step):
+            return self.stack.run(hidden_states, position_embeddings, packed_step)
+        return self._run(hidden_states, position_embeddings, packed_step, learned)
 
     def _knows(self, x: Tensor, embeddings: tuple[Tensor, Tensor] | None) -> bool:
         """Whether these are one row of tokens, and cosines and sines for all of them."""
@@ -130,32 +149,26 @@ class CompiledLayer:
             hidden_states, position_embeddings=embeddings, packed_step=pupil, **rest
         )
         if pupil.is_computed:
-            self._learned = pupil.learned
+            assert pupil.asked is not None
+            self.stacked.learned = Learned(*pupil.asked, embeddings[0].data_ptr())
         return output
 
-    def _run(
-        self, x: Tensor, embeddings: Any, step: CompiledStep, index: int, scores: Scores
-    ) -> Tensor:
+    def _run(self, x: Tensor, embeddings: Any, step: CompiledStep, learned: Learned) -> Tensor:
         attention, mlp = self._parts.self_attn, self._parts.mlp
         normed = self._norms[0](x)
-        projected = _each((attention.q_proj, attention.k_proj, attention.v_proj), normed)
+        linears = attention.q_proj, attention.k_proj, attention.v_proj
+        projected = [linear.forward(normed) for linear in linears]
         heads = [each.view(*each.shape[:-1], -1, self._head_dim) for each in projected]
-        for place, norm in enumerate(self._head_norms):
+        for place, norm in enumerate(self._norms[2:]):
             heads[place] = norm(heads[place])
         query, key, value = (head.transpose(1, 2) for head in heads)
-        seen = step.attend_rotated(index, (query, key, value), scores, embeddings)
+        new = query, key, value
+        seen = step.attend_rotated(learned.layer, new, learned.scores, embeddings)
         x, normed = self._norms[1].add(x, attention.o_proj.forward(seen.flatten(-2)))
-        gate, up = _each((mlp.gate_proj, mlp.up_proj), normed)
+        gate, up = mlp.gate_proj.forward(normed), mlp.up_proj.forward(normed)
         self._gate(gate.data_ptr(), up.data_ptr(), gate.numel())
         down: Tensor = mlp.down_proj.forward(gate)
         return down.add_(x)
-
-
-def _each(linears: Sequence[PackedLinear], x: Tensor) -> list[Tensor]:
-    """What each of `linears` makes of `x`."""
-    if all(isinstance(linear, DigitLinear) for linear in linears):
-        return run_together(cast("Sequence[DigitLinear]", linears), x)
-    return [linear.forward(x) for linear in linears]
 
 
 class _Pupil:
@@ -163,13 +176,13 @@ class _Pupil:
 
     def __init__(self, step: CompiledStep) -> None:
         self._step = step
-        self.learned: tuple[int, Scores] | None = None
+        self.asked: tuple[int, Scores] | None = None
         self.is_computed = False
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
     ) -> Tensor:
-        self.learned = layer, scores
+        self.asked = layer, scores
         self.is_computed = self._step.takes(query, value, scores)
         return self._step.attend(layer, query, key, value, scores)
 
@@ -204,9 +217,7 @@ def _is_free(layer: Any) -> bool:
 
 def _has_ours(layer: Any) -> bool:
     """Whether all linear layers are packed and all norms compiled, in one dtype."""
-    attention, mlp = layer.self_attn, layer.mlp
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    attention, mlp, linears = layer.self_attn, layer.mlp, _linears(layer)
     norms = [layer.input_layernorm, layer.post_attention_layernorm, *_head_norms(layer)]
     return (
         all(isinstance(linear, PackedLinear) for linear in linears)
@@ -217,6 +228,12 @@ def _has_ours(layer: Any) -> bool:
         and all(norm.weight.shape == (attention.head_dim,) for norm in _head_norms(layer))
         and mlp.gate_proj.out_features % _kernels_of(layer).width == 0
     )
+
+
+def _linears(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    return [*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
 
 def _head_norms(layer: Any) -> list[Any]:

@@ -1,43 +1,70 @@
-"""Packed linear layers of few rows by our own C code (kernels/linear.c), or with AMX of up to some
-hundred (linear_tiles.c).
+"""Linear layers by our own C code (kernels/linear.c, linear_tiles.c and linear_digits.c).
 
-It reads the weight where oneDNN has laid it out, so there is no second copy. Whether it lies as the
-code expects is not documented: the caller has to try each layer.
+Of few rows, or with AMX of up to some hundred, it reads the weight where oneDNN has laid it out, so
+there is no second copy. Whether it lies as the code expects is not documented: the caller has to
+try each layer.
 """
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
-from lmtp_replicate.engine.kernels import Kernels, kernels
+from lmtp_replicate.engine.kernels import LinearKernel, kernels
+
+
+class LinearArguments(ctypes.Structure):
+    """`Linear` in the source, which says what each field is."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "factors", "bias")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs")),
+    )
 
 
 class CompiledLinear:
-    """`x` `[..., in_features]`, of at most `most_rows` rows, times a packed weight."""
+    """`x` `[..., inputs]`, of at most `kernel.most_rows` rows, times a weight of `shape` `[outputs,
+    inputs]` at the address `weight`, by `kernel`. `bias` and `factors`: both `[outputs]`, or None.
+    Of each row the kernel needs `row_room` bytes for itself."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, compiled: Kernels) -> None:
-        self.most_rows = compiled.linear_rows
-        self._outputs, self._inputs = weight.shape
-        self._tensors = weight, bias  # kept: their memory is what the pointers lead to
-        self._weight: int = torch.ops.mkldnn.data_ptr(weight)
-        self._bias = None if bias is None else bias.data_ptr()
-        self._function = compiled.linear
+    def __init__(
+        self,
+        kernel: LinearKernel,
+        weight: int,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        bias: Tensor | None,
+        factors: Tensor | None = None,
+        row_room: int = 0,
+    ) -> None:
+        outputs, inputs = shape
+        self.kernel = kernel
+        self.row_room = row_room
+        self._dtype = dtype
+        self._tensors = bias, factors  # kept: their memory is what the pointers lead to
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in (factors, bias)]
+        self.arguments = LinearArguments(weight, *pointers, inputs, outputs)
+        self._inputs, self._outputs = inputs, outputs
 
     def takes(self, x: Tensor) -> bool:
         """Whether it can compute `x`."""
         return (
-            x.numel() <= self.most_rows * self._inputs
+            x.numel() <= self.kernel.most_rows * self._inputs
             and x.shape[-1] == self._inputs
-            and x.dtype == self._tensors[0].dtype
+            and x.dtype == self._dtype
+            and x.device.type == "cpu"
             and x.is_contiguous()
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         output = x.new_empty(*x.shape[:-1], self._outputs)
         rows = x.numel() // self._inputs
-        pointers = output.data_ptr(), x.data_ptr(), self._weight, self._bias
-        self._function(*pointers, rows, self._inputs, self._outputs)
+        room = torch.empty(rows * self.row_room, dtype=torch.int8)
+        pointer = ctypes.c_void_p(output.data_ptr())
+        to, layers = ctypes.byref(pointer), ctypes.byref(self.arguments)
+        self.kernel.function(layers, to, 1, x.data_ptr(), rows, room.data_ptr())
         return output
 
 
@@ -52,4 +79,5 @@ def compiled_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | Non
     laid_out = -(-outputs // wide) * wide * inputs * weight.itemsize
     if inputs % deep or torch.ops.mkldnn._nbytes(weight) != laid_out:
         return None
-    return CompiledLinear(weight, bias, compiled)
+    address = torch.ops.mkldnn.data_ptr(weight)
+    return CompiledLinear(compiled.linear, address, (outputs, inputs), weight.dtype, bias)

@@ -6,6 +6,7 @@ everything else out of the caches, each of them takes far longer than its arithm
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,12 @@ def compile_norms(model: PreTrainedModel) -> Norms:
     return norms
 
 
+class NormArguments(ctypes.Structure):
+    """`Norm` in decoder.c: a weight, or none, and what is added to the mean square."""
+
+    _fields_ = (("weight", ctypes.c_void_p), ("epsilon", ctypes.c_float))
+
+
 class CompiledNorm:
     """Takes the place of `norm.forward`; leaves to that what it does not know."""
 
@@ -65,6 +72,7 @@ class CompiledNorm:
         self._plain = norm.forward
         self._weight: Tensor = norm.weight  # type: ignore[assignment]
         self._epsilon = _epsilon(norm)
+        self.arguments = NormArguments(self._weight.data_ptr(), self._epsilon)
         self.is_possible = self._weight.shape[0] % compiled.width == 0
         """Whether the rows are whole vectors."""
         self._function = compiled.rms_norm

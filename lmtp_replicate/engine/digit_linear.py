@@ -9,14 +9,13 @@ than float32's where one input stands thousands of times above the others and th
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.compiled_linear import CompiledLinear
+from lmtp_replicate.engine.kernels import LinearKernel, kernels
 from lmtp_replicate.engine.packed_linear import PackedLinear
 
 _OUTPUTS: Final = 32
@@ -33,25 +32,12 @@ _AT_ONCE: Final = 128
 several forms."""
 
 
-class _Arguments(ctypes.Structure):
-    """`Layer` in the source, which says what each field is."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("output", "x", "weight", "factors", "bias")),
-        *((name, ctypes.c_void_p) for name in ("digits", "row_factors")),
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
-    )
-
-
 class DigitLinear(PackedLinear):
     """`weight` has the shape and the dtype of the layer's weight, but not its numbers: these are in
     `digits`, int8 `[output / 32, input / 64, digit, 16, output, 4]`, and `factors` `[output]`."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: LinearKernel) -> None:
         super().__init__(weight.new_zeros(()).expand(weight.shape), bias)
-        compiled, _ = kernels(torch.float32)
-        assert compiled is not None
-        self.function = compiled.linear_digits
         deep = _filled_up(self.in_features, _INPUTS)
         blocks = _filled_up(self.out_features, _OUTPUTS) // _OUTPUTS
         shape = blocks, deep // _INPUTS, _DIGITS, _INPUTS // 4, _OUTPUTS, 4
@@ -61,10 +47,25 @@ class DigitLinear(PackedLinear):
             part = slice(first * _OUTPUTS, (first + _AT_ONCE) * _OUTPUTS)
             cut = _cut(weight[part], self.factors[part])
             self.digits[first : first + _AT_ONCE] = cut
+        self.compiled = CompiledLinear(
+            kernel,
+            self.digits.data_ptr(),
+            (self.out_features, self.in_features),
+            weight.dtype,
+            bias,
+            self.factors,
+            _DIGITS * deep + self.factors.itemsize,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        (output,) = run_together([self], x)
-        return output
+        x = x.contiguous()
+        assert self.compiled is not None
+        if not self.compiled.takes(x):
+            raise ValueError(
+                f"a layer of {self.in_features} inputs in float32 on the CPU got {x.shape[-1]} in "
+                f"{x.dtype} on {x.device}"
+            )
+        return self.compiled(x)
 
     @property
     def memory(self) -> tuple[int, int]:
@@ -82,32 +83,10 @@ def digit_linear(weight: Tensor, bias: Tensor | None) -> DigitLinear | None:
     """The layer with the plain `weight` `[out_features, in_features]` in float32, where the CPU has
     such sums and they hold so many inputs."""
     compiled, _ = kernels(weight.dtype)
-    if compiled is None or compiled.linear_digits is None or weight.shape[1] > _MOST_INPUTS:
+    kernel = None if compiled is None else compiled.linear_digits
+    if kernel is None or weight.shape[1] > _MOST_INPUTS or not weight.isfinite().all():
         return None
-    return DigitLinear(weight, bias) if weight.isfinite().all() else None
-
-
-def run_together(layers: Sequence[DigitLinear], x: Tensor) -> list[Tensor]:
-    """What each of `layers`, which have as many inputs, makes of `x`: it is cut into digits once,
-    and threads need not meet between the layers."""
-    inputs = layers[0].in_features
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.shape[-1] != inputs:
-        raise ValueError(
-            f"a layer of {inputs} inputs in float32 on the CPU got {x.shape[-1]} in {x.dtype} "
-            f"on {x.device}"
-        )
-    x = x.contiguous()
-    rows = x.numel() // inputs
-    digits = torch.empty(_DIGITS * rows * _filled_up(inputs, _INPUTS), dtype=torch.int8)
-    row_factors = x.new_empty(rows)
-    outputs = [x.new_empty(*x.shape[:-1], layer.out_features) for layer in layers]
-    arguments = (_Arguments * len(layers))()
-    for place, (layer, output) in enumerate(zip(layers, outputs, strict=True)):
-        tensors = output, x, layer.digits, layer.factors, layer.bias, digits, row_factors
-        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        arguments[place] = _Arguments(*pointers, rows, inputs, layer.out_features)
-    layers[0].function(arguments, len(layers))
-    return outputs
+    return DigitLinear(weight, bias, kernel)
 
 
 def _factors(weight: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def _describe(linears: Linears) -> None:
     done = linears._replaced
     twice = sum(replaced.kept is not None for replaced in done)
     digits = sum(isinstance(replaced.packed, DigitLinear) for replaced in done)
-    compiled = sum(replaced.packed.compiled is not None for replaced in done)
+    compiled = sum(replaced.packed.compiled is not None for replaced in done) - digits
     linears.state = "digits" if digits else "onednn-packed"
     linears.reason = f"{len(done)} layers, {twice} of them beside a plain weight used elsewhere"
     if digits:
@@ -212,7 +212,7 @@ def _compile(packed: PackedLinear) -> None:
     compiled = compiled_linear(packed.weight, packed.bias)
     if compiled is None:
         return
-    counts = [rows for rows in _COMPILED_ROWS if rows <= compiled.most_rows]
+    counts = [rows for rows in _COMPILED_ROWS if rows <= compiled.kernel.most_rows]
     if _equals(compiled, packed, packed, counts):
         packed.compiled = compiled
 

@@ -53,7 +53,7 @@ def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
     layer = packed(inputs, outputs, bias=bias)
     compiled, layer.compiled = layer.compiled, None
     assert compiled is not None
-    for rows in range(1, compiled.most_rows + 1):
+    for rows in range(1, compiled.kernel.most_rows + 1):
         x = torch.randn(1, rows, inputs)
         assert compiled.takes(x)
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
@@ -62,7 +62,7 @@ def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
 def has_tiles() -> bool:
     """Whether this CPU has AMX: for others oneDNN may lay bfloat16 out in another way."""
     compiled, _ = kernels(torch.bfloat16)
-    return compiled is not None and compiled.linear_rows > compiled.few_rows[1]
+    return compiled is not None and compiled.linear is not compiled.few_rows
 
 
 @pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
@@ -77,7 +77,7 @@ def test_rows_of_bfloat16_equal_onednn(inputs: int, outputs: int, bias: bool, th
         return
     torch.set_num_threads(threads)
     for rows in (*range(1, 69), *AROUND_PANELS):
-        if rows > compiled.most_rows:
+        if rows > compiled.kernel.most_rows:
             break
         x = torch.randn(1, rows, inputs).to(torch.bfloat16)
         assert compiled.takes(x)
@@ -94,8 +94,8 @@ def test_bfloat16_without_tiles_equals_onednn() -> None:
         return
     library, _ = kernels(torch.bfloat16)
     assert library is not None
-    compiled._function, most = library.few_rows
-    for rows in range(1, most + 1):
+    compiled.kernel = library.few_rows
+    for rows in range(1, compiled.kernel.most_rows + 1):
         x = torch.randn(1, rows, 768).to(torch.bfloat16)
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-2, atol=1e-3)
 
@@ -114,7 +114,7 @@ def test_other_inputs_are_left_to_onednn() -> None:
     layer = packed(64, 64)
     compiled = layer.compiled
     assert compiled is not None
-    assert not compiled.takes(torch.randn(1, compiled.most_rows + 1, 64))
+    assert not compiled.takes(torch.randn(1, compiled.kernel.most_rows + 1, 64))
     assert not compiled.takes(torch.randn(1, 64, 2).transpose(1, 2))
     assert not compiled.takes(torch.randn(1, 1, 3 * 64))
     assert not compiled.takes(torch.randn(1, 1, 64).to(torch.bfloat16))

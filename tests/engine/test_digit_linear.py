@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear, run_together
+from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.proof import prove
@@ -151,14 +151,6 @@ def test_what_is_no_input_of_the_layer_is_refused() -> None:
     for wrong in (numbers(3, 127), numbers(3, 129), numbers(3, 128).double(), numbers(2, 64)):
         with pytest.raises(ValueError, match="a layer of 128 inputs in float32 on the CPU got"):
             layer(wrong)
-
-
-def test_layers_that_are_run_together_make_what_each_makes_alone() -> None:
-    layers = [layer_of(numbers(n, 70, seed=n), numbers(n, seed=1)) for n in (33, 8, 100)]
-    for rows in (1, 17, 300):
-        x = numbers(1, rows, 70, seed=2)
-        for layer, output in zip(layers, run_together(layers, x), strict=True):
-            assert torch.equal(layer(x), output)
 
 
 def test_more_inputs_than_32_bits_can_hold_are_left_to_others() -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_float, c_int64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -20,6 +21,19 @@ FOLDER = Path(__file__).parent
 _DEFINITIONS = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
 DTYPES = frozenset(_DEFINITIONS)
 """What a library can be compiled for."""
+
+
+ANY_NUMBER: Final = 2**62
+"""Of rows, or of tokens: no limit."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LinearKernel:
+    """A kernel for linear layers: `Multiply` in linear.h. `most_rows`: that it takes, or is the
+    fastest for."""
+
+    function: Any
+    most_rows: int
 
 
 class Kernels:
@@ -35,22 +49,27 @@ class Kernels:
         """Most query heads to a key head."""
         self.gate = self._function("gate", *[c_void_p] * 2, c_int64)
         self.rms_norm = self._function("rms_norm", *[c_void_p] * 4, *[c_int64] * 2, c_float)
-        self.few_rows = self._linear("linear", "linear_rows")
-        """A linear layer, and the most rows that it takes, or is the fastest for."""
+        self.run_layers = self._function(
+            "run_layers", c_void_p, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 2
+        )
+        self.few_rows = self._linear("linear", self.limit("linear_rows"))
         self.has_tiles = hasattr(library, "lmtp_linear_tiles") and bool(library.lmtp_allow_tiles())
         """Whether our code in bfloat16 by AMX can be used."""
-        tiles = self._linear("linear_tiles", "tiles_rows") if self.has_tiles else None
-        self.linear, self.linear_rows = tiles or self.few_rows
-        has_digits = hasattr(library, "lmtp_linear_digits") and library.lmtp_allow_tiles()
-        self.linear_digits: Any = (
-            self._function("linear_digits", c_void_p, c_int64) if has_digits else None
-        )
-        """Some in float32 of any number of rows, by whole numbers; None where the CPU cannot."""
+        self.linear = self.few_rows
+        """For weights that oneDNN has laid out."""
+        if self.has_tiles:
+            self.linear = self._linear("linear_tiles", self.limit("tiles_rows"))
+        self.linear_digits: LinearKernel | None = None
+        """In float32 by whole numbers; None where the CPU cannot."""
+        if hasattr(library, "lmtp_linear_digits") and library.lmtp_allow_tiles():
+            self.linear_digits = self._linear("linear_digits", ANY_NUMBER)
         self.linear_block = self.limit("linear_outputs"), self.limit("linear_inputs")
         """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""
 
-    def _linear(self, name: str, limit: str) -> tuple[Any, int]:
-        return self._function(name, *[c_void_p] * 4, *[c_int64] * 3), self.limit(limit)
+    def _linear(self, name: str, most_rows: int) -> LinearKernel:
+        pointers = [c_void_p] * 2
+        function = self._function(name, *pointers, c_int64, c_void_p, c_int64, c_void_p)
+        return LinearKernel(function, most_rows)
 
     def _function(self, name: str, *argtypes: Any) -> Any:
         function = getattr(self.functions, f"lmtp_{name}")

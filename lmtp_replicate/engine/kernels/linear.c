@@ -108,21 +108,28 @@ static void add(int64_t rows, int64_t inputs, const number *x, int64_t stride, c
     }
 }
 
-/* output[row][out] = x[row] . weight[out] + bias[out]; `bias` may be null. At most MAX_ROWS rows. */
-void lmtp_linear(number *output, const number *x, const number *weight, const number *bias,
-                 int64_t rows, int64_t inputs, int64_t outputs) {
-#pragma omp parallel for
-    for (int64_t from = 0; from < outputs; from += BLOCK) {
-        const int64_t count = outputs - from < BLOCK ? outputs - from : BLOCK;
+/* At most MAX_ROWS rows. */
+static void multiply(const Linear *l, number *output, const number *x, int64_t rows) {
+    const number *bias = l->bias;
+#pragma omp for nowait
+    for (int64_t from = 0; from < l->outputs; from += BLOCK) {
+        const int64_t count = l->outputs - from < BLOCK ? l->outputs - from : BLOCK;
         float sums[MAX_ROWS * BLOCK];
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < BLOCK; i++)
                 sums[r * BLOCK + i] = bias && i < count ? number_as_float(bias[from + i]) : 0;
-        for (int64_t k = 0; k < inputs; k += DEPTH)
-            add(rows, inputs - k < DEPTH ? inputs - k : DEPTH, x + k, inputs,
-                weight + from * inputs + k * BLOCK, sums);
+        for (int64_t k = 0; k < l->inputs; k += DEPTH)
+            add(rows, l->inputs - k < DEPTH ? l->inputs - k : DEPTH, x + k, l->inputs,
+                (const number *)l->weight + from * l->inputs + k * BLOCK, sums);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < count; i++)
-                output[r * outputs + from + i] = number_from(sums[r * BLOCK + i]);
+                output[r * l->outputs + from + i] = number_from(sums[r * BLOCK + i]);
     }
+}
+
+void lmtp_linear(const Linear *layers, number *const *outputs, int64_t count, const number *x,
+                 int64_t rows, void *room) {
+    (void)room;
+#pragma omp parallel
+    for (int64_t i = 0; i < count; i++) multiply(layers + i, outputs[i], x, rows);
 }

@@ -8,7 +8,7 @@
    largest numbers of its rows: sums are as exact as float32's own, unless one input stands thousands of
    times above the others and is ignored, and do not depend on the number of rows. */
 
-#include "vector.h"
+#include "linear.h"
 
 #if !defined(BFLOAT16) && defined(__AMX_INT8__) && defined(__AVX512BW__)
 
@@ -25,16 +25,14 @@ enum {
     PANEL = 256,         /* rows that stay in the second cache for all outputs */
 };
 
+/* Weights are `[output / OUTPUTS][input / INPUTS][digit][INPUTS / 4][OUTPUTS][4]`, of int8. */
 typedef struct {
-    float *output;           /* [row][output] */
-    const float *x;          /* [row][input] */
-    const int8_t *weight;    /* [output / OUTPUTS][input / INPUTS][digit][INPUTS / 4][OUTPUTS][4] */
-    const float *factors;    /* of the weights of each output */
-    const float *bias;       /* of each output; or null */
-    int8_t *digits;          /* room for those of x: [digit][row][input, filled up to INPUTS] */
-    float *row_factors;      /* room for those of x */
-    int64_t rows, inputs, outputs;
-} Layer;
+    const Linear *layer;
+    float *output;
+    const int8_t *digits; /* of the inputs: [digit][row][input, filled up to INPUTS] */
+    const float *factors; /* of their rows */
+    int64_t rows;
+} Product;
 
 INLINE int64_t filled_up(int64_t inputs) { return (inputs + INPUTS - 1) / INPUTS * INPUTS; }
 INLINE __mmask16 mask_of(int64_t count) { return count < WIDTH ? (1 << count) - 1 : 0xffff; }
@@ -50,15 +48,13 @@ static float largest_in(const float *x, int64_t inputs) {
     return _mm512_reduce_max_ps(largest) + _mm512_reduce_add_ps(check);
 }
 
-/* The digits of a row, and its factor. A row of nothing but tiny numbers counts as zeros. */
-static void cut(const Layer *l, int64_t row) {
-    const int64_t deep = filled_up(l->inputs), plane = l->rows * deep;
-    const float *x = l->x + row * l->inputs, largest = largest_in(x, l->inputs);
+/* The digits of a row of inputs, `plane` bytes from one digit to the next; returns its factor. A row of
+   nothing but tiny numbers counts as zeros. */
+static float cut(const float *x, int64_t inputs, int8_t *digits, int64_t plane) {
+    const float largest = largest_in(x, inputs);
     const __m512 factor = _mm512_set1_ps(largest > 1e-30f ? LARGEST / largest : 0);
-    int8_t *digits = l->digits + row * deep;
-    l->row_factors[row] = largest / LARGEST;
-    for (int64_t k = 0; k < deep; k += WIDTH, digits += WIDTH) {
-        const int64_t left = l->inputs - k < 0 ? 0 : l->inputs - k;
+    for (int64_t k = 0; k < filled_up(inputs); k += WIDTH, digits += WIDTH) {
+        const int64_t left = inputs - k < 0 ? 0 : inputs - k;
         const __m512 here = _mm512_maskz_loadu_ps(mask_of(left), x + k);
         const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(here, factor));
         /* The rest above a digit, which is rounded since digits have signs. */
@@ -68,6 +64,7 @@ static void cut(const Layer *l, int64_t row) {
         _mm_storeu_si128((__m128i *)(digits + plane), _mm512_cvtepi32_epi8(second));
         _mm_storeu_si128((__m128i *)(digits + 2 * plane), _mm512_cvtepi32_epi8(whole));
     }
+    return largest / LARGEST;
 }
 
 /* For more rows than SIDE as tiles.h has it; else tiles 0 to 5 are sums, 6 rows and 7 weights. */
@@ -154,7 +151,8 @@ INLINE void multiply_more(const int8_t *x, int64_t plane, int64_t inputs, const 
 }
 
 /* The outputs of `rows` rows from their sums. */
-static void put(const Layer *l, int64_t row, int64_t rows, int64_t from, const Sums *sums) {
+static void put(const Product *p, int64_t row, int64_t rows, int64_t from, const Sums *sums) {
+    const Linear *l = p->layer;
     const __m512 base = _mm512_set1_ps(0x1p-8f);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < OUTPUTS && from + i < l->outputs; i += WIDTH) {
@@ -166,21 +164,21 @@ static void put(const Layer *l, int64_t row, int64_t rows, int64_t from, const S
             }
             const __m512 factors = _mm512_maskz_loadu_ps(mask, l->factors + from + i);
             /* 2^32: by so much the first digits' products were too small. */
-            sum *= factors * (l->row_factors[row + r] * 0x1p32f);
+            sum *= factors * (p->factors[row + r] * 0x1p32f);
             if (l->bias) sum += _mm512_maskz_loadu_ps(mask, l->bias + from + i);
-            _mm512_mask_storeu_ps(l->output + (row + r) * l->outputs + from + i, mask, sum);
+            _mm512_mask_storeu_ps(p->output + (row + r) * l->outputs + from + i, mask, sum);
         }
 }
 
 /* Rows `first` to `end` of the block of outputs at `from`. `configured`: for how many rows the tiles
    are. */
-static void compute(const Layer *l, int64_t first, int64_t end, int64_t from, int64_t *configured) {
-    const int64_t inputs = filled_up(l->inputs), plane = l->rows * inputs;
-    const int8_t *weight = l->weight + from * inputs * DIGITS;
+static void compute(const Product *p, int64_t first, int64_t end, int64_t from, int64_t *configured) {
+    const int64_t inputs = filled_up(p->layer->inputs), plane = p->rows * inputs;
+    const int8_t *weight = (const int8_t *)p->layer->weight + from * inputs * DIGITS;
     Sums sums;
     for (int64_t row = first; row < end; row += ROWS) {
         const int64_t taken = end - row < ROWS ? end - row : ROWS;
-        const int8_t *x = l->digits + row * inputs;
+        const int8_t *x = p->digits + row * inputs;
         const int is_first = row == 0; /* nobody has read this weight yet */
         if (taken != *configured) configure(*configured = taken);
         if (taken > SIDE) {
@@ -189,27 +187,33 @@ static void compute(const Layer *l, int64_t first, int64_t end, int64_t from, in
         } else {
             multiply_few(x, plane, inputs, weight, is_first, &sums);
         }
-        put(l, row, taken, from, &sums);
+        put(p, row, taken, from, &sums);
     }
 }
 
-/* output[row][out] = x[row] . weight[out] + bias[out] of `count` layers with the same inputs. */
-void lmtp_linear_digits(const Layer *layers, int64_t count) {
-    const int64_t rows = layers->rows;
+/* `room`: of each row DIGITS bytes for each input, filled up to INPUTS, and the size of a float. */
+void lmtp_linear_digits(const Linear *layers, float *const *outputs, int64_t count, const float *x,
+                        int64_t rows, void *room) {
+    const int64_t inputs = layers->inputs, deep = filled_up(inputs), plane = rows * deep;
+    int8_t *digits = room;
+    float *factors = (float *)(digits + DIGITS * plane);
     /* Few are cut sooner than threads have met. */
 #pragma omp parallel for if (rows > SIDE)
-    for (int64_t row = 0; row < rows; row++) cut(layers, row);
+    for (int64_t row = 0; row < rows; row++)
+        factors[row] = cut(x + row * inputs, inputs, digits + row * deep, plane);
 #pragma omp parallel
     {
         int64_t configured = 0;
-        for (const Layer *l = layers; l < layers + count; l++)
+        for (int64_t i = 0; i < count; i++) {
+            const Product product = {layers + i, outputs[i], digits, factors, rows};
             for (int64_t row = 0; row < rows; row += PANEL) {
                 const int64_t end = rows - row < PANEL ? rows : row + PANEL;
                 /* Each thread has the same outputs in all panels, so that nobody has to wait. */
 #pragma omp for schedule(static) nowait
-                for (int64_t from = 0; from < l->outputs; from += OUTPUTS)
-                    compute(l, row, end, from, &configured);
+                for (int64_t from = 0; from < layers[i].outputs; from += OUTPUTS)
+                    compute(&product, row, end, from, &configured);
             }
+        }
         _tile_release();
     }
 }

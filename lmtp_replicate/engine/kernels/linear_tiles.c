@@ -18,10 +18,10 @@ enum {
 const int32_t lmtp_tiles_rows = 1280; /* above, oneDNN's kernels are the faster ones */
 
 typedef struct {
+    const Linear *layer;
     number *output;
-    const number *x, *weight, *bias;
-    int64_t inputs, outputs;
-} Layer;
+    const number *x;
+} Product;
 
 /* Add `inputs` inputs to the sums of at most TILES rows, which begin with zeros where `is_first`.
    Meanwhile ask memory for `lines` cache lines at `ahead` for each DEPTH of them, and, where it is not
@@ -55,49 +55,53 @@ static void put(int64_t rows, int64_t count, const float *sums, const number *bi
 
 /* Rows `first` to `end`, at most PANEL, of the block of outputs at `from`. `configured`: for how many
    rows the tiles are. */
-static void compute(const Layer *l, int64_t first, int64_t end, int64_t from, int64_t *configured) {
-    const int64_t count = l->outputs - from < BLOCK ? l->outputs - from : BLOCK;
+static void compute(const Product *p, int64_t first, int64_t end, int64_t from, int64_t *configured) {
+    const int64_t inputs = p->layer->inputs, outputs = p->layer->outputs;
+    const int64_t count = outputs - from < BLOCK ? outputs - from : BLOCK;
     const int64_t lines = BLOCK / ((end - first + TILES - 1) / TILES) + 1;
+    const number *bias = p->layer->bias ? p->layer->bias + from : NULL;
     float sums[PANEL * BLOCK];
     /* A weight that is used once needs no place in a cache. */
     const int is_single = end - first <= TILES;
-    const int64_t part = is_single ? l->inputs : INPUTS;
-    for (int64_t k = 0; k < l->inputs; k += part) {
-        const int64_t deep = l->inputs - k < part ? l->inputs - k : part;
-        const number *weight = l->weight + from * l->inputs + k * BLOCK;
+    const int64_t part = is_single ? inputs : INPUTS;
+    for (int64_t k = 0; k < inputs; k += part) {
+        const int64_t deep = inputs - k < part ? inputs - k : part;
+        const number *weight = (const number *)p->layer->weight + from * inputs + k * BLOCK;
         const number *ahead = weight + (is_single ? AHEAD : deep * BLOCK);
-        const int is_last = k + deep == l->inputs;
+        const int is_last = k + deep == inputs;
         for (int64_t row = first; row < end; row += TILES) {
             const int64_t taken = end - row < TILES ? end - row : TILES;
-            const number *x = l->x + row * l->inputs + k;
+            const number *x = p->x + row * inputs + k;
             float *here = sums + (row - first) * BLOCK;
-            number *output = l->output + row * l->outputs + from;
+            number *output = p->output + row * outputs + from;
             number *next = is_last && !is_single ? output : NULL;
             if (taken != *configured) configure_tiles(*configured = taken);
             if (taken > SIDE)
-                add_inputs(1, k == 0, deep, x, l->inputs, weight, here, ahead, lines, next, l->outputs);
+                add_inputs(1, k == 0, deep, x, inputs, weight, here, ahead, lines, next, outputs);
             else
-                add_inputs(0, k == 0, deep, x, l->inputs, weight, here, ahead, lines, next, l->outputs);
+                add_inputs(0, k == 0, deep, x, inputs, weight, here, ahead, lines, next, outputs);
             ahead += lines * deep;
-            if (is_last) put(taken, count, here, l->bias ? l->bias + from : NULL, output, l->outputs);
+            if (is_last) put(taken, count, here, bias, output, outputs);
         }
     }
 }
 
-/* output[row][out] = x[row] . weight[out] + bias[out]; `bias` may be null. Needs: inputs a multiple of
-   BLOCK_INPUTS. */
-void lmtp_linear_tiles(number *output, const number *x, const number *weight, const number *bias,
-                       int64_t rows, int64_t inputs, int64_t outputs) {
-    const Layer layer = {output, x, weight, bias, inputs, outputs};
+/* Needs: inputs a multiple of BLOCK_INPUTS. */
+void lmtp_linear_tiles(const Linear *layers, number *const *outputs, int64_t count, const number *x,
+                       int64_t rows, void *room) {
+    (void)room;
 #pragma omp parallel
     {
         int64_t configured = 0;
-        for (int64_t row = 0; row < rows; row += PANEL) {
-            const int64_t end = rows - row < PANEL ? rows : row + PANEL;
-            /* Each thread has the same outputs in all panels, so that nobody has to wait. */
+        for (int64_t i = 0; i < count; i++) {
+            const Product product = {layers + i, outputs[i], x};
+            for (int64_t row = 0; row < rows; row += PANEL) {
+                const int64_t end = rows - row < PANEL ? rows : row + PANEL;
+                /* Each thread has the same outputs in all panels, so that nobody has to wait. */
 #pragma omp for schedule(static) nowait
-            for (int64_t from = 0; from < outputs; from += BLOCK)
-                compute(&layer, row, end, from, &configured);
+                for (int64_t from = 0; from < layers[i].outputs; from += BLOCK)
+                    compute(&product, row, end, from, &configured);
+            }
         }
         _tile_release();
     }

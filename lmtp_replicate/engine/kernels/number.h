@@ -1,6 +1,8 @@
 /* What a model computes in: float32, or, with BFLOAT16 defined, bfloat16. That is how numbers lie in
    memory; in between we compute in float32. */
 
+#pragma once
+
 #include <string.h>
 
 #if defined(BFLOAT16) && defined(__AVX512BF16__)

@@ -1,7 +1,9 @@
 /* How oneDNN lays out the weight of a linear layer: in blocks of outputs, the last one filled up with
    zeros. Seen with torch 2.13 on CPUs with AVX2 and AVX-512 for float32, with AMX for bfloat16. */
 
-#include "number.h"
+#pragma once
+
+#include "linear.h"
 
 #ifdef BFLOAT16
 /* `[input / 2][32][2]`, filled up with zeros to 32 inputs. */

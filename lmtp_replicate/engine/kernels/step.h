@@ -1,6 +1,8 @@
 /* What a step of attention is given, and what of it needs no other tokens: rotating queries and keys,
    and keeping keys and values. */
 
+#pragma once
+
 #include "number.h"
 
 enum { MAX_DIM = 256 }; /* of a head */

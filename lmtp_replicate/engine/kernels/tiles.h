@@ -1,6 +1,8 @@
 /* AMX, which multiplies tiles of 16 rows and 32 inputs by tiles of 32 inputs and 16 outputs (Intel's
    Architecture Instruction Set Extensions Programming Reference, chapter 3). */
 
+#pragma once
+
 #ifdef __AMX_TILE__
 
 #include <immintrin.h>

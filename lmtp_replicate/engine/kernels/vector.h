@@ -1,6 +1,8 @@
 /* Vectors as long as the CPU's registers, as GCC knows them; on a CPU with shorter registers than
    eight numbers it splits them. */
 
+#pragma once
+
 #include <stdint.h>
 
 #ifdef __AVX512F__

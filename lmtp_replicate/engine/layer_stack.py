@@ -1,0 +1,142 @@
+"""Decoder layers that follow one another, run by one call (kernels/decoder.c).
+
+Between two calls of ours Python and torch's allocator take 40 microseconds, with caches that the
+weights have driven them out of: as long as the smaller linear layers themselves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lmtp_replicate.engine.attention import Scores
+from lmtp_replicate.engine.compiled_attention import CompiledStep
+from lmtp_replicate.engine.compiled_linear import CompiledLinear, LinearArguments
+from lmtp_replicate.engine.compiled_norms import CompiledNorm, NormArguments
+from lmtp_replicate.engine.kernels import Kernels
+
+_LINEARS = (*("query", "key", "value", "from_attention"), *("gate", "up", "down"))
+_NORMS = ("before_attention", "before_mlp", "of_queries", "of_keys")
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` in the source, which says what each field is."""
+
+    _fields_ = (
+        *((name, NormArguments) for name in _NORMS),
+        *((name, LinearArguments) for name in _LINEARS),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("window", ctypes.c_int64),
+        ("scaling", ctypes.c_float),
+    )
+
+
+class _Room(ctypes.Structure):
+    """`Room` in the source."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in (
+            *("normed", "added", "query", "key", "value", "seen", "gate", "up"),
+            *("inputs", "long_keys"),
+        )
+    )
+
+
+class Learned(NamedTuple):
+    """What a layer's first call has shown: its place in the store, the scores that its attention
+    asks for, and the address of the cosines by which its queries and keys are rotated."""
+
+    layer: int
+    scores: Scores
+    cosines: int
+
+
+@dataclass(eq=False, slots=True)
+class StackedLayer:
+    """`norms`: before attention and before the feed-forward layer, and, if there are, of each
+    head's queries and keys. `linears`: to queries, keys and values, from attention, gate, up and
+    down; None where our code has none for one of them."""
+
+    norms: Sequence[CompiledNorm]
+    linears: Sequence[CompiledLinear | None]
+    head_dim: int
+    learned: Learned | None = None
+
+
+class LayerStack:
+    """Runs `layers`, which follow one another. `most_tokens`: over how many it can."""
+
+    def __init__(self, layers: Sequence[StackedLayer], compiled: Kernels) -> None:
+        self._layers = layers
+        self._function = compiled.run_layers
+        self.most_tokens = 0
+        linears = [linear for layer in layers for linear in layer.linears if linear is not None]
+        kernels = {linear.kernel for linear in linears}
+        shapes = {(layer.head_dim, *_outputs(layer)) for layer in layers}
+        if len(linears) == len(_LINEARS) * len(layers) and len(kernels) == len(shapes) == 1:
+            (kernel,) = kernels
+            self.most_tokens = kernel.most_rows
+            self._multiply = ctypes.cast(kernel.function, ctypes.c_void_p)
+            ((dim, query, key, value, size, gate, up, _),) = shapes
+            self._heads = query // dim, key // dim, dim
+            self._widths = size, size, query, key, value, query, gate, up
+            """Numbers of a token in each part of the room."""
+            self._row_room = max(linear.row_room for linear in linears)
+            self._arguments = (_Layer * len(layers))(*map(_arguments, layers))
+
+    def takes(self, tokens: int, step: CompiledStep) -> bool:
+        """Whether it can run all layers over the `tokens` of `step`."""
+        return tokens <= self.most_tokens and self._has_learned() and step.takes_all(*self._heads)
+
+    def run(self, x: Tensor, rotary: Sequence[Tensor], step: CompiledStep) -> Tensor:
+        """The hidden states that the last layer makes of the first one's, `x` `[1, T, size]`, which
+        are lost. `rotary`: cosines and sines, `[1, T, head_dim]`."""
+        tokens = x.shape[1]
+        rotary = [tensor.contiguous() for tensor in rotary]
+        self._find_stored(x, step)
+        room = [x.new_empty(tokens, width) for width in self._widths]
+        room.append(torch.empty(tokens, self._row_room, dtype=torch.int8))
+        long_keys = step.room_for_long(*self._heads[1:])
+        pointers = [None if part is None else part.data_ptr() for part in (*room, long_keys)]
+        common = ctypes.byref(step.common(rotary, *self._heads))
+        places = ctypes.byref(_Room(*pointers))
+        layers = self._arguments, len(self._layers)
+        self._function(*layers, common, x.data_ptr(), tokens, places, self._multiply)
+        step.finished.update(self._layers)
+        return x
+
+    def _find_stored(self, x: Tensor, step: CompiledStep) -> None:
+        """Say where in the step's store the layers' keys and values are."""
+        _, kv_heads, dim = self._heads
+        like = x.new_empty(1, kv_heads, 1, dim)
+        for arguments, layer in zip(self._arguments, self._layers, strict=True):
+            assert layer.learned is not None
+            keys, values = step.store.layer(layer.learned.layer, like, like)
+            arguments.keys, arguments.values = keys.data_ptr(), values.data_ptr()
+            arguments.window = layer.learned.scores.window or 0
+            arguments.scaling = layer.learned.scores.scaling
+
+    def _has_learned(self) -> bool:
+        """Whether all layers have, and all of them rotate by the same cosines."""
+        learned = [layer.learned for layer in self._layers]
+        return None not in learned and len({each.cosines for each in learned if each}) == 1
+
+
+def _outputs(layer: StackedLayer) -> list[int]:
+    """How many each linear layer has."""
+    return [linear.arguments.outputs for linear in layer.linears if linear is not None]
+
+
+def _arguments(layer: StackedLayer) -> _Layer:
+    """`layer` without what its first call shows."""
+    norms = [norm.arguments for norm in layer.norms]
+    none = [NormArguments()] * (len(_NORMS) - len(norms))
+    linears = [linear.arguments for linear in layer.linears if linear is not None]
+    return _Layer(*norms, *none, *linears)
