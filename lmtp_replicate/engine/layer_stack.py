@@ -7,7 +7,8 @@ weights have driven them out of: as long as the smaller linear layers themselves
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from lmtp_replicate.engine.compiled_attention import CompiledStep
 from lmtp_replicate.engine.compiled_linear import CompiledLinear, LinearArguments
 from lmtp_replicate.engine.compiled_norms import CompiledNorm, NormArguments
 from lmtp_replicate.engine.kernels import Kernels
+from lmtp_replicate.engine.kv_store import KVStore
 
 _LINEARS = (*("query", "key", "value", "from_attention"), *("gate", "up", "down"))
 _NORMS = ("before_attention", "before_mlp", "of_queries", "of_keys")
@@ -76,6 +78,8 @@ class LayerStack:
     def __init__(self, layers: Sequence[StackedLayer], compiled: Kernels) -> None:
         self._layers = layers
         self._function = compiled.run_layers
+        self._store: Callable[[], KVStore | None] = lambda: None
+        self._tokens = 0
         self.most_tokens = 0
         linears = [linear for layer in layers for linear in layer.linears if linear is not None]
         kernels = {linear.kernel for linear in linears}
@@ -100,28 +104,38 @@ class LayerStack:
         are lost. `rotary`: cosines and sines, `[1, T, head_dim]`."""
         tokens = x.shape[1]
         rotary = [tensor.contiguous() for tensor in rotary]
-        self._find_stored(x, step)
-        room = [x.new_empty(tokens, width) for width in self._widths]
-        room.append(torch.empty(tokens, self._row_room, dtype=torch.int8))
+        if step.store is not self._store():
+            self._look_into(step.store, x)
+        if tokens != self._tokens:
+            self._make_room(tokens, x)
         long_keys = step.room_for_long(*self._heads[1:])
-        pointers = [None if part is None else part.data_ptr() for part in (*room, long_keys)]
+        self._room.long_keys = None if long_keys is None else long_keys.data_ptr()
         common = ctypes.byref(step.common(rotary, *self._heads))
-        places = ctypes.byref(_Room(*pointers))
         layers = self._arguments, len(self._layers)
-        self._function(*layers, common, x.data_ptr(), tokens, places, self._multiply)
+        room = ctypes.byref(self._room)
+        self._function(*layers, common, x.data_ptr(), tokens, room, self._multiply)
         step.finished.update(self._layers)
         return x
 
-    def _find_stored(self, x: Tensor, step: CompiledStep) -> None:
-        """Say where in the step's store the layers' keys and values are."""
+    def _look_into(self, store: KVStore, like: Tensor) -> None:
+        """From now on the layers' keys and values, of `like`'s dtype, are in `store`."""
         _, kv_heads, dim = self._heads
-        like = x.new_empty(1, kv_heads, 1, dim)
+        like = like.new_empty(1, kv_heads, 1, dim)
         for arguments, layer in zip(self._arguments, self._layers, strict=True):
             assert layer.learned is not None
-            keys, values = step.store.layer(layer.learned.layer, like, like)
+            keys, values = store.layer(layer.learned.layer, like, like)
             arguments.keys, arguments.values = keys.data_ptr(), values.data_ptr()
             arguments.window = layer.learned.scores.window or 0
             arguments.scaling = layer.learned.scores.scaling
+        self._store = weakref.ref(store)
+
+    def _make_room(self, tokens: int, like: Tensor) -> None:
+        """From now on steps have so many tokens: those of decode steps are rarely others."""
+        parts = [like.new_empty(tokens, width) for width in self._widths]
+        parts.append(torch.empty(tokens, self._row_room, dtype=torch.int8))
+        self._room = _Room(*(part.data_ptr() for part in parts))
+        self._parts = parts
+        self._tokens = tokens
 
     def _has_learned(self) -> bool:
         """Whether all layers have, and all of them rotate by the same cosines."""

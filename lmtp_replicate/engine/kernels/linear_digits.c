@@ -10,7 +10,7 @@
 
 #include "linear.h"
 
-#if !defined(BFLOAT16) && defined(__AMX_INT8__) && defined(__AVX512BW__)
+#if !defined(BFLOAT16) && defined(__AMX_INT8__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 
 #include "tiles.h"
 
@@ -86,6 +86,39 @@ typedef struct { int32_t of[DIGITS][ROWS * OUTPUTS]; } Sums;
    hold up its next loads. */
 INLINE void ask_for(const int8_t *weight, int bytes) {
     UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch(weight + i);
+}
+
+/* One row, by AVX512-VNNI: its loads come from memory faster than those of tiles. It multiplies bytes
+   with a sign by bytes without, so each weight is 128 too large, and what this adds is taken off first. */
+static void multiply_row(const int8_t *x, int64_t plane, int64_t inputs, const int8_t *weight,
+                         int is_first, Sums *sums) {
+    enum { BLOCK = DIGITS * PLANE, QUAD = DIGITS * STRIDE }; /* asked for with each four inputs */
+    const __m512i offset = _mm512_set1_epi8(-128);
+    __m512i of[DIGITS][2], added = _mm512_setzero_si512();
+    for (int digit = 0; digit < DIGITS; digit++) {
+        for (int64_t k = 0; k < inputs; k += INPUTS)
+            added = _mm512_dpbusd_epi32(added, offset, _mm512_loadu_si512(x + digit * plane + k));
+        of[digit][0] = of[digit][1] = _mm512_set1_epi32(-_mm512_reduce_add_epi32(added));
+    }
+    for (int64_t k = 0; k < inputs; k += INPUTS, weight += BLOCK)
+        for (int i = 0; i < INPUTS; i += 4) {
+            const int8_t *here = weight + i / 4 * STRIDE;
+            if (is_first) ask_for(weight + BLOCK + i / 4 * QUAD, QUAD);
+            UNROLL for (int w = 0; w < DIGITS; w++)
+                UNROLL for (int half = 0; half < 2; half++) {
+                    __m512i by = _mm512_loadu_si512(here + w * PLANE + half * STRIDE / 2);
+                    by = _mm512_xor_si512(by, offset);
+                    UNROLL for (int digit = 0; digit < DIGITS - w; digit++) {
+                        int32_t four;
+                        memcpy(&four, x + digit * plane + k + i, sizeof four);
+                        __m512i *sum = &of[w + digit][half];
+                        *sum = _mm512_dpbusd_epi32(*sum, by, _mm512_set1_epi32(four));
+                    }
+                }
+        }
+    for (int order = 0; order < DIGITS; order++)
+        for (int half = 0; half < 2; half++)
+            _mm512_storeu_si512(sums->of[order] + half * SIDE, of[order][half]);
 }
 
 /* At most SIDE rows, in one pass: as fast as the weights come from memory. */
@@ -180,8 +213,10 @@ static void compute(const Product *p, int64_t first, int64_t end, int64_t from, 
         const int64_t taken = end - row < ROWS ? end - row : ROWS;
         const int8_t *x = p->digits + row * inputs;
         const int is_first = row == 0; /* nobody has read this weight yet */
-        if (taken != *configured) configure(*configured = taken);
-        if (taken > SIDE) {
+        if (taken > 1 && taken != *configured) configure(*configured = taken);
+        if (taken == 1) {
+            multiply_row(x, plane, inputs, weight, is_first, &sums);
+        } else if (taken > SIDE) {
             if (is_first) multiply_more(x, plane, inputs, weight, 1, &sums);
             else multiply_more(x, plane, inputs, weight, 0, &sums);
         } else {
