@@ -59,6 +59,7 @@ class Client:
         self._streams: WeakSet[TokenStream] = WeakSet()
         self._is_closed = False
         self._query = Query()
+        self._masks = MaskNames()
 
     def generate(
         self,
@@ -98,7 +99,7 @@ class Client:
                 "presence_penalty": presence_penalty,
                 "frequency_penalty": frequency_penalty,
             },
-            MaskNames(),
+            self._masks,
         )
         return self._stream(cast(Generate, op))
 
@@ -106,7 +107,7 @@ class Client:
         """Log probability of each token of `scored` after `prompt` and the tokens before it: one
         item per token, in order. Errors as for `generate`."""
         fields = {"stream_id": 0, "prompt": list(prompt), "scored": list(scored)}
-        return self._stream(cast(Score, read_op("SCORE", fields, MaskNames())))
+        return self._stream(cast(Score, read_op("SCORE", fields, self._masks)))
 
     async def model_info(self) -> Mapping[str, Any]:
         """What the server tells about the model and how it is run; asked once per process."""

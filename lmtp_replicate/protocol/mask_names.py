@@ -14,6 +14,7 @@ from lmtp_replicate.errors import ProtocolError
 from lmtp_replicate.protocol.limits import LIMITS
 from lmtp_replicate.protocol.masks import ALLOW_AT, FORBID_AT, Mask, bitset, members
 from lmtp_replicate.protocol.payloads import brief
+from lmtp_replicate.protocol.recent_biases import RecentBiases
 from lmtp_replicate.protocol.token_ids import UNKNOWN_ID, read_biases, read_ids
 
 NAME_LENGTH = 64
@@ -25,10 +26,12 @@ SETS = ("allow", "deny", "allow_bits", "deny_bits", "ref")
 
 
 class MaskNames:
-    """The newest `LIMITS.mask_names` named id sets; an older one is forgotten."""
+    """The newest `LIMITS.mask_names` named id sets; an older one is forgotten. `biases`: the masks
+    that the peer has said as a `logit_bias`."""
 
     def __init__(self) -> None:
         self._sets: dict[str, Mask] = {}
+        self.biases = RecentBiases()
 
     def __contains__(self, name: str) -> bool:
         return name in self._sets

@@ -17,7 +17,7 @@ from lmtp_replicate.protocol.mask_names import MaskNames
 from lmtp_replicate.protocol.masks import Mask
 from lmtp_replicate.protocol.messages import Cancel, Generate, ModelInfo, Op, Sampling, Score
 from lmtp_replicate.protocol.payloads import brief
-from lmtp_replicate.protocol.token_ids import read_biases, read_ids, read_prompt
+from lmtp_replicate.protocol.token_ids import read_ids, read_prompt
 
 Payload = Mapping[str, Any]
 GREEDY_BELOW = 1e-6
@@ -139,4 +139,4 @@ def _read_mask(payload: Payload, masks: MaskNames) -> Mask | None:
         raise ProtocolError("cannot be given together with logit_bias", field="mask")
     if mask is not None:
         return masks.read(mask)
-    return None if bias is None else Mask.from_logit_bias(read_biases(bias, "logit_bias"))
+    return None if bias is None else masks.biases.mask_of(bias)

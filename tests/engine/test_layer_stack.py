@@ -1,0 +1,208 @@
+"""Decoder layers run by one call: all of a step's, the same numbers, and only where it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from lmtp_replicate.engine.compiled_attention import CompiledAttention
+from lmtp_replicate.engine.compiled_layers import CompiledLayer
+from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.layer_stack import LayerStack
+from lmtp_replicate.engine.packed import PackedModel
+from lmtp_replicate.engine.pages import PagePool
+from lmtp_replicate.engine.plan import Plan, Work
+from lmtp_replicate.engine.proof import prove
+from lmtp_replicate.engine.spans import Spans
+from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.protocol.messages import Generate, Score
+from tests.engine.bfloat16 import onednn_packs_bfloat16
+from tests.engine.oracle import Oracle
+from tests.engine.running import answers, running
+from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
+
+pytestmark = pytest.mark.usefixtures("has_compiler")
+
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 96,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {"mlp_bias": True, "attention_bias": True}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 9}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
+}
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+
+
+def network_of(kind: str, dtype: torch.dtype = torch.float32, **changed: Any) -> Any:
+    config, network, settings = KINDS[kind]
+    torch.manual_seed(0)
+    made = network(config(**{**SHAPE, **settings, **changed})).eval().to(dtype)
+    for name, parameter in made.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)  # zero at first
+    return made
+
+
+def compiled_layers(network: nn.Module) -> list[CompiledLayer]:
+    forwards = [module.__dict__.get("forward") for module in network.modules()]
+    return [forward for forward in forwards if isinstance(forward, CompiledLayer)]
+
+
+def stack_of(network: nn.Module) -> LayerStack:
+    first, *others = compiled_layers(network)
+    assert first.stack is not None
+    assert [layer.stack for layer in others] == [None] * len(others)
+    return first.stack
+
+
+@contextmanager
+def counted(patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The numbers of tokens of all runs."""
+    runs: list[int] = []
+    plain = LayerStack.run
+
+    def run(self: LayerStack, x: Tensor, *args: Any) -> Tensor:
+        runs.append(x.shape[1])
+        return plain(self, x, *args)
+
+    with patch.context() as patched:
+        patched.setattr(LayerStack, "run", run)
+        yield runs
+
+
+def logits(network: Any, attention: CompiledAttention, chunks: list[int]) -> list[Tensor]:
+    """Of two streams, of which each step runs a chunk each."""
+    ids = torch.randint(
+        VOCABULARY, (2, sum(chunks) + 1), generator=torch.Generator().manual_seed(3)
+    )
+    streams = []
+    pool: PagePool = Spans(64, 16)
+    for index, row in enumerate(ids.tolist()):
+        op = Score(index, tuple(row[:1]), tuple(row[1:]))
+        streams.append(Stream(op, op.prompt, limit=len(row)))
+        streams[-1].place = pool.take(len(row))
+    model = PackedModel(network, pool, attention)
+    steps = []
+    with torch.inference_mode():
+        for size in chunks:
+            works = [Work(stream, stream.cached, size) for stream in streams]
+            steps.append(model.forward(Plan(works=works)).clone())
+            for work in works:
+                work.stream.cached = work.stop
+    return steps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layers_make_what_each_makes_alone(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dtype == torch.bfloat16 and not onednn_packs_bfloat16():
+        pytest.skip("oneDNN packs no bfloat16 on this CPU")
+    network = network_of(kind, dtype)
+    verdict = prove(network, VOCABULARY, 256)
+    assert verdict.attention is not None
+    stack, chunks = stack_of(network), [1, 30, 1, 9, 1]
+    if stack.most_tokens == 0:
+        pytest.skip("this CPU has no kernel of ours for these layers")
+    with counted(monkeypatch) as runs:
+        together = logits(network, verdict.attention, chunks)
+    takes_long = dtype == torch.float32 or verdict.attention.longest >= 30
+    if stack.most_tokens >= 60 and takes_long:
+        assert runs == [2, 60, 2, 18, 2]
+    assert 2 in runs
+    stack.most_tokens = 0
+    with counted(monkeypatch) as runs:
+        alone = logits(network, verdict.attention, chunks)
+    assert runs == []
+    for found, expected in zip(together, alone, strict=True):
+        error = (found - expected).abs().max()
+        assert error <= TOLERANCES[dtype] * expected.abs().max()
+
+
+def test_a_step_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with counted(monkeypatch) as runs, running(tiny_loaded("llama")) as engine:
+        runs.clear()  # those of the proof
+        judge = Oracle(tiny_network("llama"), tiny_loaded("llama"), 256)
+        for answer in answers(engine, [Generate(1, (1, 2, 3), 5)]):
+            judge.check(answer.op, answer.items)
+        assert runs == [3, 1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("without_digits")
+def test_more_tokens_than_its_kernels_take_are_run_layer_by_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library, _ = kernels(torch.float32)
+    assert library is not None
+    most = library.linear.most_rows
+    with counted(monkeypatch) as runs, running(tiny_loaded("llama")) as engine:
+        runs.clear()
+        judge = Oracle(tiny_network("llama"), tiny_loaded("llama"), 256)
+        prompt = tuple(n % VOCABULARY for n in range(most + 1))
+        for answer in answers(engine, [Generate(1, prompt, 3)]):
+            judge.check(answer.op, answer.items)
+        assert runs == [1, 1]
+
+
+def test_one_kernel_has_to_compute_all_their_linear_layers() -> None:
+    network = network_of("llama")
+    prove(network, VOCABULARY, 256)
+    layers = [layer.stacked for layer in compiled_layers(network)]
+    library, _ = kernels(torch.float32)
+    assert library is not None
+    assert LayerStack(layers, library).most_tokens > 0
+    layers[1].linears = [None, *layers[1].linears[1:]]
+    assert LayerStack(layers, library).most_tokens == 0
+
+
+def test_they_have_to_be_as_large() -> None:
+    library, _ = kernels(torch.float32)
+    assert library is not None
+    layers = []
+    for size in (96, 64):
+        network = network_of("llama", intermediate_size=size)
+        prove(network, VOCABULARY, 256)
+        layers += [layer.stacked for layer in compiled_layers(network)]
+    assert LayerStack(layers[:3], library).most_tokens > 0
+    assert LayerStack(layers[3:], library).most_tokens > 0
+    assert LayerStack(layers, library).most_tokens == 0
+
+
+def test_layers_that_rotate_by_other_angles_are_run_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = network_of("llama")
+    verdict = prove(network, VOCABULARY, 256)
+    assert verdict.attention is not None
+    stacked = compiled_layers(network)[1].stacked
+    assert stacked.learned is not None
+    stacked.learned = stacked.learned._replace(cosines=1)
+    with counted(monkeypatch) as runs:
+        logits(network, verdict.attention, [3, 1])
+    assert runs == []
