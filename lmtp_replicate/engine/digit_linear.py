@@ -34,13 +34,14 @@ several forms."""
 
 class DigitLinear(PackedLinear):
     """`weight` has the shape and the dtype of the layer's weight, but not its numbers: these are in
-    `digits`, int8 `[output / 32, input / 64, digit, 16, output, 4]`, and `factors` `[output]`."""
+    `digits`, int8 `[output / 32, digit, input / 64, 2, 16, 16, 4]` (by halves of the outputs, and
+    fours of the inputs), and `factors` `[output]`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kernel: LinearKernel) -> None:
         super().__init__(weight.new_zeros(()).expand(weight.shape), bias)
         deep = _filled_up(self.in_features, _INPUTS)
         blocks = _filled_up(self.out_features, _OUTPUTS) // _OUTPUTS
-        shape = blocks, deep // _INPUTS, _DIGITS, _INPUTS // 4, _OUTPUTS, 4
+        shape = blocks, _DIGITS, deep // _INPUTS, 2, _INPUTS // 4, _OUTPUTS // 2, 4
         self.digits = torch.zeros(shape, dtype=torch.int8)
         self.factors = _factors(weight)
         for first in range(0, blocks, _AT_ONCE):
@@ -106,13 +107,14 @@ def _cut(weight: Tensor, factors: Tensor) -> Tensor:
     first = (second + 128) >> 8
     # The lowest 8 bits of each, read as a number with a sign, are what the higher ones leave.
     digits = torch.stack([digit.to(torch.int8) for digit in (first, second, whole)])
-    blocks = digits.view(_DIGITS, -1, _OUTPUTS, whole.shape[1] // _INPUTS, _INPUTS // 4, 4)
-    return blocks.permute(1, 3, 0, 4, 2, 5)
+    deep = whole.shape[1] // _INPUTS
+    blocks = digits.view(_DIGITS, -1, 2, _OUTPUTS // 2, deep, _INPUTS // 4, 4)
+    return blocks.permute(1, 0, 4, 2, 5, 3, 6)
 
 
 def _joined(digits: Tensor) -> Tensor:
     """The whole numbers that `_cut` has cut, as floats."""
-    by_place = digits.permute(0, 4, 1, 3, 5, 2)  # [block, output, block, 16, 4, digit]
+    by_place = digits.permute(0, 3, 5, 2, 4, 6, 1)  # [block, 2, 16, block, 16, 4, digit]
     whole = by_place.float() @ torch.tensor([65536.0, 256.0, 1.0])
     return whole.reshape(digits.shape[0] * _OUTPUTS, -1)
 

@@ -17,19 +17,19 @@
 enum {
     ROWS = 2 * SIDE,     /* that are computed at once */
     OUTPUTS = 2 * SIDE,  /* of a block of weights */
-    INPUTS = 64,         /* of a tile, and of a block of weights */
+    INPUTS = 64,         /* of a tile */
     DIGITS = 3,
-    PLANE = OUTPUTS * INPUTS, /* a block's weights of one digit */
-    STRIDE = 4 * OUTPUTS,     /* bytes from four inputs to the next */
+    TILE = SIDE * INPUTS,
     LARGEST = 0x7f7e00,  /* whole number: the first digit of a little more would be 128 */
     PANEL = 256,         /* rows that stay in the second cache for all outputs */
 };
 
-/* Weights are `[output / OUTPUTS][input / INPUTS][digit][INPUTS / 4][OUTPUTS][4]`, of int8. */
+/* Weights are `[output / OUTPUTS][digit][input / INPUTS][2][INPUTS / 4][SIDE][4]`, of int8: memory gives
+   the three planes of digits of a block, read side by side, sooner than one after the other. */
 typedef struct {
     const Linear *layer;
     float *output;
-    const int8_t *digits; /* of the inputs: [digit][row][input, filled up to INPUTS] */
+    const int8_t *digits; /* of the inputs: [row / ROWS][digit][input / INPUTS][row][INPUTS] */
     const float *factors; /* of their rows */
     int64_t rows;
 } Product;
@@ -48,21 +48,23 @@ static float largest_in(const float *x, int64_t inputs) {
     return _mm512_reduce_max_ps(largest) + _mm512_reduce_add_ps(check);
 }
 
-/* The digits of a row of inputs, `plane` bytes from one digit to the next; returns its factor. A row of
-   nothing but tiny numbers counts as zeros. */
-static float cut(const float *x, int64_t inputs, int8_t *digits, int64_t plane) {
+/* The digits of a row of inputs, one of `rows` that lie together; returns its factor. A row of nothing
+   but tiny numbers counts as zeros. */
+static float cut(const float *x, int64_t inputs, int8_t *digits, int64_t rows) {
+    const int64_t deep = filled_up(inputs), plane = rows * deep;
     const float largest = largest_in(x, inputs);
     const __m512 factor = _mm512_set1_ps(largest > 1e-30f ? LARGEST / largest : 0);
-    for (int64_t k = 0; k < filled_up(inputs); k += WIDTH, digits += WIDTH) {
+    for (int64_t k = 0; k < deep; k += WIDTH) {
+        int8_t *to = digits + k / INPUTS * INPUTS * rows + k % INPUTS;
         const int64_t left = inputs - k < 0 ? 0 : inputs - k;
         const __m512 here = _mm512_maskz_loadu_ps(mask_of(left), x + k);
         const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(here, factor));
         /* The rest above a digit, which is rounded since digits have signs. */
         const __m512i second = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(0x80)), 8);
         const __m512i first = _mm512_srai_epi32(_mm512_add_epi32(second, _mm512_set1_epi32(0x80)), 8);
-        _mm_storeu_si128((__m128i *)digits, _mm512_cvtepi32_epi8(first));
-        _mm_storeu_si128((__m128i *)(digits + plane), _mm512_cvtepi32_epi8(second));
-        _mm_storeu_si128((__m128i *)(digits + 2 * plane), _mm512_cvtepi32_epi8(whole));
+        _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(first));
+        _mm_storeu_si128((__m128i *)(to + plane), _mm512_cvtepi32_epi8(second));
+        _mm_storeu_si128((__m128i *)(to + 2 * plane), _mm512_cvtepi32_epi8(whole));
     }
     return largest / LARGEST;
 }
@@ -90,61 +92,63 @@ INLINE void ask_for(int to_first, const int8_t *weight, int bytes) {
         else __builtin_prefetch(weight + i, 0, 2);
 }
 
+/* Bytes from the weights of input `k` to those that are needed `tiles` later: after the last input, the
+   next outputs', beyond the other digits. */
+INLINE int64_t ahead_of(int64_t k, int64_t inputs, int tiles) {
+    const int64_t next = k + tiles * INPUTS < inputs ? 0 : (DIGITS - 1) * inputs * OUTPUTS;
+    return next + tiles * 2 * TILE;
+}
+
 /* One row, by AVX512-VNNI: its loads come from memory faster than those of tiles. It multiplies bytes
    with a sign by bytes without, so each weight is 128 too large, and what this adds is taken off first. */
-static void multiply_row(const int8_t *x, int64_t plane, int64_t inputs, const int8_t *weight,
-                         int is_first, Sums *sums) {
-    enum { BLOCK = DIGITS * PLANE, QUAD = DIGITS * STRIDE }; /* asked for with each four inputs */
+static void multiply_row(const int8_t *x, int64_t inputs, const int8_t *weight, int is_first,
+                         Sums *sums) {
+    enum { FOUR = 4 * SIDE }; /* bytes of four inputs' weights in a tile */
+    const int64_t plane = inputs * OUTPUTS;
     const __m512i offset = _mm512_set1_epi8(-128);
     __m512i of[DIGITS][2], added = _mm512_setzero_si512();
     for (int digit = 0; digit < DIGITS; digit++) {
         for (int64_t k = 0; k < inputs; k += INPUTS)
-            added = _mm512_dpbusd_epi32(added, offset, _mm512_loadu_si512(x + digit * plane + k));
+            added = _mm512_dpbusd_epi32(added, offset, _mm512_loadu_si512(x + digit * inputs + k));
         of[digit][0] = of[digit][1] = _mm512_set1_epi32(-_mm512_reduce_add_epi32(added));
     }
-    for (int64_t k = 0; k < inputs; k += INPUTS, weight += BLOCK)
-        for (int i = 0; i < INPUTS; i += 4) {
-            const int8_t *here = weight + i / 4 * STRIDE;
-            if (is_first) ask_for(0, weight + 2 * BLOCK + i / 4 * QUAD, QUAD);
+    for (int64_t k = 0; k < inputs; k += INPUTS, weight += 2 * TILE) {
+        const int8_t *next = weight + ahead_of(k, inputs, 4);
+        for (int i = 0; i < INPUTS; i += 4, next += 2 * FOUR) {
+            if (is_first)
+                UNROLL for (int w = 0; w < DIGITS; w++) ask_for(0, next + w * plane, 2 * FOUR);
             UNROLL for (int w = 0; w < DIGITS; w++)
                 UNROLL for (int half = 0; half < 2; half++) {
-                    __m512i by = _mm512_loadu_si512(here + w * PLANE + half * STRIDE / 2);
-                    by = _mm512_xor_si512(by, offset);
+                    const int8_t *here = weight + w * plane + half * TILE + i / 4 * FOUR;
+                    const __m512i by = _mm512_xor_si512(_mm512_loadu_si512(here), offset);
                     UNROLL for (int digit = 0; digit < DIGITS - w; digit++) {
                         int32_t four;
-                        memcpy(&four, x + digit * plane + k + i, sizeof four);
+                        memcpy(&four, x + digit * inputs + k + i, sizeof four);
                         __m512i *sum = &of[w + digit][half];
                         *sum = _mm512_dpbusd_epi32(*sum, by, _mm512_set1_epi32(four));
                     }
                 }
         }
+    }
     for (int order = 0; order < DIGITS; order++)
         for (int half = 0; half < 2; half++)
             _mm512_storeu_si512(sums->of[order] + half * SIDE, of[order][half]);
 }
 
 /* At most SIDE rows, in one pass: as fast as the weights come from memory. */
-static void multiply_few(const int8_t *x, int64_t plane, int64_t inputs, const int8_t *weight,
+static void multiply_few(const int8_t *x, int64_t rows, int64_t inputs, const int8_t *weight,
                          int is_first, Sums *sums) {
-    enum { BLOCK = DIGITS * PLANE, SHARE = BLOCK / 12 }; /* asked for with each of 12 products */
-#define SUM_UP(tile, digit)                                  \
-    if (is_first) ask_for(1, next, SHARE), next += SHARE;       \
-    _tile_loadd(6, x + digit * plane, inputs);               \
-    _tile_dpbssd(tile, 6, 7);
-#define OUTPUT_TILE(at, first, second, third)                \
-    _tile_loadd(7, weight + at, STRIDE);                     \
-    SUM_UP(first, 0) SUM_UP(second, 1) SUM_UP(third, 2)      \
-    _tile_loadd(7, weight + PLANE + at, STRIDE);             \
-    SUM_UP(second, 0) SUM_UP(third, 1)                       \
-    _tile_loadd(7, weight + 2 * PLANE + at, STRIDE);         \
-    SUM_UP(third, 0)
-    const int8_t *next = weight + BLOCK;
+    enum { SHARE = 3 * 64 }; /* of a digit, asked for with each of 12 products: all, in whole lines */
+#define SUM_UP(tile, digit)                                                                       if (is_first) {                                                                                   UNROLL for (int w = 0; w < DIGITS; w++) ask_for(1, next + w * plane, SHARE);                  next += SHARE;                                                                            }                                                                                             _tile_loadd(6, x + digit * rows * inputs, INPUTS);                                            _tile_dpbssd(tile, 6, 7);
+#define OUTPUT_TILE(at, first, second, third)                    _tile_loadd(7, weight + at, INPUTS);                         SUM_UP(first, 0) SUM_UP(second, 1) SUM_UP(third, 2)          _tile_loadd(7, weight + plane + at, INPUTS);                 SUM_UP(second, 0) SUM_UP(third, 1)                           _tile_loadd(7, weight + 2 * plane + at, INPUTS);             SUM_UP(third, 0)
+    const int64_t plane = inputs * OUTPUTS;
     zero_sums(1);
     _tile_zero(4);
     _tile_zero(5);
-    for (int64_t k = 0; k < inputs; k += INPUTS, x += INPUTS, weight += BLOCK) {
+    for (int64_t k = 0; k < inputs; k += INPUTS, x += rows * INPUTS, weight += 2 * TILE) {
+        const int8_t *next = weight + ahead_of(k, inputs, 2);
         OUTPUT_TILE(0, 0, 2, 4)
-        OUTPUT_TILE(STRIDE / 2, 1, 3, 5)
+        OUTPUT_TILE(TILE, 1, 3, 5)
     }
     STORE_2(0, 1, sums->of[0])
     STORE_2(2, 3, sums->of[1])
@@ -155,21 +159,22 @@ static void multiply_few(const int8_t *x, int64_t plane, int64_t inputs, const i
 
 /* More rows than SIDE and no more than ROWS, in a pass for each order: each tile that is loaded is used
    twice. `order` is a constant where it is called, and so is `asks`: for the next outputs' weights. */
-INLINE void multiply_order(int order, const int8_t *x, int64_t plane, int64_t inputs,
+INLINE void multiply_order(int order, const int8_t *x, int64_t rows, int64_t inputs,
                            const int8_t *weight, int asks, int32_t *sums) {
+    enum { SHARE = TILE }; /* half of what a product reads: as many digits are asked for in two */
+    const int64_t plane = inputs * OUTPUTS;
+    const int8_t *next = weight + DIGITS * plane + order * (order + 1) / 2 * (plane / 2);
     zero_sums(1);
-    enum { BLOCK = DIGITS * PLANE, SHARE = BLOCK / 6 }; /* one for each product of digits */
-    const int8_t *next = weight + inputs * DIGITS * OUTPUTS;
-    for (int64_t k = 0; k < inputs; k += INPUTS, weight += BLOCK, next += BLOCK) {
-        UNROLL for (int digit = 0; digit <= order; digit++) {
-            const int8_t *by = weight + digit * PLANE, *rows = x + (order - digit) * plane + k;
-            _tile_loadd(6, by, STRIDE);
-            _tile_loadd(7, by + STRIDE / 2, STRIDE);
-            _tile_loadd(4, rows, inputs);
-            _tile_loadd(5, rows + SIDE * inputs, inputs);
+    UNROLL for (int digit = 0; digit <= order; digit++) {
+        const int8_t *by = weight + digit * plane, *from = x + (order - digit) * rows * inputs;
+        for (int64_t k = 0; k < inputs; k += INPUTS, by += 2 * TILE, from += rows * INPUTS) {
+            _tile_loadd(6, by, INPUTS);
+            _tile_loadd(7, by + TILE, INPUTS);
+            _tile_loadd(4, from, INPUTS);
+            _tile_loadd(5, from + TILE, INPUTS);
             _tile_dpbssd(0, 4, 6);
             _tile_dpbssd(1, 4, 7);
-            if (asks) ask_for(0, next + (order * (order + 1) / 2 + digit) * SHARE, SHARE);
+            if (asks) ask_for(0, next, SHARE), next += SHARE;
             _tile_dpbssd(2, 5, 6);
             _tile_dpbssd(3, 5, 7);
         }
@@ -178,11 +183,11 @@ INLINE void multiply_order(int order, const int8_t *x, int64_t plane, int64_t in
     STORE_2(2, 3, sums + SIDE * OUTPUTS)
 }
 
-INLINE void multiply_more(const int8_t *x, int64_t plane, int64_t inputs, const int8_t *weight, int asks,
+INLINE void multiply_more(const int8_t *x, int64_t rows, int64_t inputs, const int8_t *weight, int asks,
                           Sums *sums) {
-    multiply_order(0, x, plane, inputs, weight, asks, sums->of[0]);
-    multiply_order(1, x, plane, inputs, weight, asks, sums->of[1]);
-    multiply_order(2, x, plane, inputs, weight, asks, sums->of[2]);
+    multiply_order(0, x, rows, inputs, weight, asks, sums->of[0]);
+    multiply_order(1, x, rows, inputs, weight, asks, sums->of[1]);
+    multiply_order(2, x, rows, inputs, weight, asks, sums->of[2]);
 }
 
 /* The outputs of `rows` rows from their sums. */
@@ -208,41 +213,49 @@ static void put(const Product *p, int64_t row, int64_t rows, int64_t from, const
 /* Rows `first` to `end` of the block of outputs at `from`. `configured`: for how many rows the tiles
    are. */
 static void compute(const Product *p, int64_t first, int64_t end, int64_t from, int64_t *configured) {
-    const int64_t inputs = filled_up(p->layer->inputs), plane = p->rows * inputs;
+    const int64_t inputs = filled_up(p->layer->inputs);
     const int8_t *weight = (const int8_t *)p->layer->weight + from * inputs * DIGITS;
     Sums sums;
     for (int64_t row = first; row < end; row += ROWS) {
         const int64_t taken = end - row < ROWS ? end - row : ROWS;
-        const int8_t *x = p->digits + row * inputs;
+        const int8_t *x = p->digits + row * inputs * DIGITS;
         const int is_first = row == 0; /* nobody has read this weight yet */
         if (taken > 1 && taken != *configured) configure(*configured = taken);
         if (taken == 1) {
-            multiply_row(x, plane, inputs, weight, is_first, &sums);
+            multiply_row(x, inputs, weight, is_first, &sums);
         } else if (taken > SIDE) {
-            if (is_first) multiply_more(x, plane, inputs, weight, 1, &sums);
-            else multiply_more(x, plane, inputs, weight, 0, &sums);
+            if (is_first) multiply_more(x, taken, inputs, weight, 1, &sums);
+            else multiply_more(x, taken, inputs, weight, 0, &sums);
         } else {
-            multiply_few(x, plane, inputs, weight, is_first, &sums);
+            multiply_few(x, taken, inputs, weight, is_first, &sums);
         }
         put(p, row, taken, from, &sums);
     }
 }
 
+/* The digits of all `rows`, with their factors behind them in `room`. */
+static const float *cut_all(const float *x, int64_t rows, int64_t inputs, int8_t *room) {
+    const int64_t size = filled_up(inputs) * DIGITS;
+    float *factors = (float *)(room + rows * size);
+    /* Few are cut sooner than threads have met. */
+#pragma omp parallel for if (rows > SIDE)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t first = row / ROWS * ROWS, left = rows - first;
+        factors[row] = cut(x + row * inputs, inputs, room + first * size + (row - first) * INPUTS,
+                           left < ROWS ? left : ROWS);
+    }
+    return factors;
+}
+
 /* `room`: of each row DIGITS bytes for each input, filled up to INPUTS, and the size of a float. */
 void lmtp_linear_digits(const Linear *layers, float *const *outputs, int64_t count, const float *x,
                         int64_t rows, void *room) {
-    const int64_t inputs = layers->inputs, deep = filled_up(inputs), plane = rows * deep;
-    int8_t *digits = room;
-    float *factors = (float *)(digits + DIGITS * plane);
-    /* Few are cut sooner than threads have met. */
-#pragma omp parallel for if (rows > SIDE)
-    for (int64_t row = 0; row < rows; row++)
-        factors[row] = cut(x + row * inputs, inputs, digits + row * deep, plane);
+    const float *factors = cut_all(x, rows, layers->inputs, room);
 #pragma omp parallel
     {
         int64_t configured = 0;
         for (int64_t i = 0; i < count; i++) {
-            const Product product = {layers + i, outputs[i], digits, factors, rows};
+            const Product product = {layers + i, outputs[i], room, factors, rows};
             for (int64_t row = 0; row < rows; row += PANEL) {
                 const int64_t end = rows - row < PANEL ? rows : row + PANEL;
                 /* Each thread has the same outputs in all panels, so that nobody has to wait. */
