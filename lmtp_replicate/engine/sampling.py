@@ -139,9 +139,9 @@ class Sampler:
 
 
 def _rows(logits: Tensor, rows: Sequence[tuple[int, object]], total: int) -> Tensor:
-    """The rows of `logits` at the given indices; no copy when they are all of them."""
-    if len(rows) == total:
-        return logits
+    """The rows of `logits` at the given indices; no copy when they are all of them, or none."""
+    if len(rows) in (0, total):
+        return logits[: len(rows)]
     return logits[to_device([index for index, _ in rows], torch.int64, logits.device)]
 
 
@@ -166,6 +166,8 @@ def _top(processed: Tensor, normaliser: Tensor, draws: Sequence[Draw]) -> Tensor
 
 def _score(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     """What `_read_score` reads, float64 [2 * rows]: log probability and normaliser of each row."""
+    if not tokens:
+        return torch.empty(0, dtype=torch.float64, device=logits.device)
     logits = logits.float()
     inside = [token if 0 <= token < logits.shape[1] else 0 for token in tokens]
     ids = to_device(inside, torch.int64, logits.device).unsqueeze(1)
