@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmtp_replicate.engine.compiled_linear import compiled_linear
 from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear
+from lmtp_replicate.engine.linear_check import TOLERANCES, equals, errors, forget_inputs
 from lmtp_replicate.engine.options import PackLinears
 from lmtp_replicate.engine.packed_linear import PackedLinear
 
@@ -34,12 +34,6 @@ _COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 290)
 """The same for our own code, whose tiles have up to six rows, or sixteen, and whose panels 256."""
 _DIGIT_ROWS = (1, 16, 17, 33, 64, 290)
 """The same for whole numbers, whose tiles have 16 rows, in pairs, and whose panels 256."""
-_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-"""Largest root mean square difference between packed and plain, as a share of the output's. What
-is of another dtype is not packed."""
-
-
-_Layer = Callable[[Tensor], Tensor]
 
 
 class _Replaced(NamedTuple):
@@ -99,7 +93,7 @@ def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool 
         linears.unpack(f"packing failed ({type(error).__name__}: {error})")
         return linears
     finally:
-        _random.cache_clear()
+        forget_inputs()
     _describe(linears)
     logger.info("The linear layers are packed: %s.", linears.reason)
     return linears
@@ -136,7 +130,7 @@ def _packable_dtypes() -> set[torch.dtype]:
     """Those that oneDNN lays out on this CPU: bfloat16 only with AVX-512 or better."""
     knows_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     has_bfloat16 = knows_bfloat16 is not None and knows_bfloat16()
-    return {dtype for dtype in _TOLERANCES if has_bfloat16 or dtype != torch.bfloat16}
+    return {dtype for dtype in TOLERANCES if has_bfloat16 or dtype != torch.bfloat16}
 
 
 def _is_hooked(layer: nn.Module) -> bool:
@@ -171,7 +165,7 @@ def _digits(layer: nn.Module) -> DigitLinear | None:
     digits = digit_linear(_rows_of(layer), bias)
     if digits is None:
         return None
-    return digits if _equals(digits, layer, digits, _DIGIT_ROWS) else None
+    return digits if equals(digits, layer, digits, _DIGIT_ROWS) else None
 
 
 def _pack(name: str, layer: nn.Module) -> PackedLinear:
@@ -180,8 +174,8 @@ def _pack(name: str, layer: nn.Module) -> PackedLinear:
     bias: Any = layer.bias
     reorder: Any = torch.ops.mkldnn._reorder_linear_weight
     packed = PackedLinear(reorder(_rows_of(layer), _ROWS_HINT), bias)
-    for rows, error in _errors(packed, layer, packed, _TRIED_ROWS):
-        if not error <= _TOLERANCES[packed.weight.dtype]:
+    for rows, error in errors(packed, layer, packed, _TRIED_ROWS):
+        if not error <= TOLERANCES[packed.weight.dtype]:
             raise ValueError(f"{name} differs from the plain layer by {error:.2g} for {rows} rows")
     return packed
 
@@ -213,41 +207,8 @@ def _compile(packed: PackedLinear) -> None:
     if compiled is None:
         return
     counts = [rows for rows in _COMPILED_ROWS if rows <= compiled.kernel.most_rows]
-    if _equals(compiled, packed, packed, counts):
+    if equals(compiled, packed, packed, counts):
         packed.compiled = compiled
-
-
-def _equals(tried: _Layer, right: _Layer, shape: PackedLinear, counts: Sequence[int]) -> bool:
-    """Whether `tried` computes what `right` does, for so many rows."""
-    tolerance = _TOLERANCES[shape.weight.dtype]
-    return all(error <= tolerance for _, error in _errors(tried, right, shape, counts))
-
-
-def _errors(
-    tried: _Layer, right: _Layer, shape: PackedLinear, counts: Sequence[int]
-) -> Iterator[tuple[int, float]]:
-    """Numbers of rows, and how far off `tried` is for so many: `_error`. `shape` has the layers'
-    inputs and dtype."""
-    x = _random(max(counts), shape.in_features, shape.weight.dtype)
-    expected = right(x)  # once for all: at load this is a pass over all weights
-    for rows in counts:
-        yield rows, _error(tried(x[:rows]), expected[:rows])
-
-
-@lru_cache(maxsize=16)
-def _random(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
-    """The same for all layers: making it takes longer than multiplying it."""
-    random = torch.Generator().manual_seed(rows)
-    return torch.randn(rows, inputs, generator=random).to(dtype)
-
-
-def _error(found: Tensor, expected: Tensor) -> float:
-    """The root mean square difference as a share of what is expected: NaN for NaN, and 0 where
-    nothing but zeros is expected and found."""
-    found, expected = found.float(), expected.float()
-    difference = (found - expected).square().mean().sqrt().item()
-    size = expected.square().mean().sqrt().item()
-    return difference / size if difference else difference
 
 
 def _unpacked(plain: nn.Module, packed: PackedLinear) -> nn.Parameter:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from lmtp_replicate.engine import kv_budget
 from lmtp_replicate.engine.admission import Admission
+from lmtp_replicate.engine.compiled_choice import (
+    BestAndNormaliser,
+    best_and_normaliser,
+    choice_for,
+)
 from lmtp_replicate.engine.cuda_capture import capture_for
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.heap import keep_freed_memory
@@ -70,7 +75,7 @@ class TorchEngine:
             verdict = replace(verdict, decode_reason=uncaptured)
         moved = move_weights(loaded.model)
         pool = kv_budget.pool(loaded, verdict.bytes_per_token, settings)
-        sampler = Sampler(loaded.vocab_size)
+        sampler = Sampler(loaded.vocab_size, in_passing_thread(lambda: _choice(loaded, settings)))
         self._store: KVStore | None = None
         model: PackedModel | OneByOneModel | DecodeGraphs
         prefix: PrefixIndex = NullPrefixIndex()
@@ -148,6 +153,12 @@ def _recorded(
         reason = f"the warm-up failed: {type(error).__name__}: {error}"
         return packed, replace(verdict, decode=(), decode_reason=reason)
     return graphs, verdict
+
+
+def _choice(loaded: LoadedModel, settings: EngineSettings) -> BestAndNormaliser:
+    if not settings.compile_kernels:
+        return best_and_normaliser
+    return choice_for(loaded.device, loaded.model.dtype)
 
 
 def _card(

@@ -48,6 +48,7 @@ class Kernels:
         self.attention_shared = self.limit("attention_shared")
         """Most query heads to a key head."""
         self.gate = self._function("gate", *[c_void_p] * 2, c_int64)
+        self.choice = self._function("choice", c_void_p, *[c_int64] * 3, *[c_void_p] * 2)
         self.rms_norm = self._function("rms_norm", *[c_void_p] * 4, *[c_int64] * 2, c_float)
         self.run_layers = self._function(
             "run_layers", c_void_p, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 2

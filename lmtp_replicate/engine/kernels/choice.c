@@ -1,0 +1,53 @@
+/* The best id of each row of logits, and the logarithm of the sum of their exponentials. Compiled and
+   called by compiled_choice.py.
+
+   Both in one go: torch reads the rows four times for them, and a step's fill the second cache. */
+
+#include <math.h>
+
+#include "vector.h"
+
+enum { RUN = 32 * WIDTH }; /* numbers whose exponentials are added up by themselves, for exactness */
+
+/* What stands in the place of numbers beyond a row's end. */
+#define NOTHING (-INFINITY)
+
+INLINE vec numbers_at(const float *row, int64_t i, int64_t count) {
+    if (i + WIDTH <= count) return load(row + i);
+    vec last = all(NOTHING);
+    for (int64_t k = i; k < count; k++) last[k - i] = row[k];
+    return last;
+}
+
+static float highest_of(const float *row, int64_t count) {
+    vec highest = all(NOTHING);
+    for (int64_t i = 0; i < count; i += WIDTH) highest = larger(highest, numbers_at(row, i, count));
+    return largest_of(highest);
+}
+
+/* The sum of e^(number - highest). Not a number if one of them is none, or infinite. */
+static float sum_below(const float *row, int64_t count, float highest) {
+    float sum = 0;
+    for (int64_t from = 0; from < count; from += RUN) {
+        const int64_t end = from + RUN < count ? from + RUN : count;
+        vec here = all(0);
+        for (int64_t i = from; i < end; i += WIDTH)
+            here += exponential(numbers_at(row, i, count) - highest);
+        sum += sum_of(here);
+    }
+    return sum;
+}
+
+/* `logits`: [row][count], rows `stride` numbers apart. Of equal ids the lowest is the best; a row of
+   nothing but -inf has the logarithm -inf. */
+void lmtp_choice(const float *logits, int64_t rows, int64_t count, int64_t stride, int64_t *best,
+                 float *logarithms) {
+#pragma omp parallel for
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = logits + r * stride, highest = highest_of(row, count);
+        int64_t id = 0;
+        while (id + 1 < count && row[id] != highest) id++;
+        best[r] = row[id] == highest ? id : 0;
+        logarithms[r] = highest == NOTHING ? NOTHING : highest + logf(sum_below(row, count, highest));
+    }
+}
