@@ -26,13 +26,14 @@ class LinearArguments(ctypes.Structure):
 
 class CompiledLinear:
     """`x` `[..., inputs]`, of at most `kernel.most_rows` rows, times a weight of `shape` `[outputs,
-    inputs]` at the address `weight`, by `kernel`. `bias` and `factors`: both `[outputs]`, or None.
-    Of each row the kernel needs `row_room` bytes for itself."""
+    inputs]`, by `kernel`. The weight is `laid_out` at `address`. `bias` and `factors`: both
+    `[outputs]`, or None. Of each row the kernel needs `row_room` bytes for itself."""
 
     def __init__(
         self,
         kernel: LinearKernel,
-        weight: int,
+        laid_out: Tensor,
+        address: int,
         shape: tuple[int, int],
         dtype: torch.dtype,
         bias: Tensor | None,
@@ -43,9 +44,9 @@ class CompiledLinear:
         self.kernel = kernel
         self.row_room = row_room
         self._dtype = dtype
-        self._tensors = bias, factors  # kept: their memory is what the pointers lead to
+        self._tensors = laid_out, bias, factors  # kept: their memory is what the pointers lead to
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in (factors, bias)]
-        self.arguments = LinearArguments(weight, *pointers, inputs, outputs)
+        self.arguments = LinearArguments(address, *pointers, inputs, outputs)
         self._inputs, self._outputs = inputs, outputs
 
     def takes(self, x: Tensor) -> bool:
@@ -80,4 +81,5 @@ def compiled_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | Non
     if inputs % deep or torch.ops.mkldnn._nbytes(weight) != laid_out:
         return None
     address = torch.ops.mkldnn.data_ptr(weight)
-    return CompiledLinear(compiled.linear, address, (outputs, inputs), weight.dtype, bias)
+    shape = outputs, inputs
+    return CompiledLinear(compiled.linear, weight, address, shape, weight.dtype, bias)

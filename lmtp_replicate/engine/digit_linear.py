@@ -50,6 +50,7 @@ class DigitLinear(PackedLinear):
             self.digits[first : first + _AT_ONCE] = cut
         self.compiled = CompiledLinear(
             kernel,
+            self.digits,
             self.digits.data_ptr(),
             (self.out_features, self.in_features),
             weight.dtype,

@@ -23,6 +23,8 @@ from lmtp_replicate.engine.kernels import Kernels
 from lmtp_replicate.engine.kv_store import KVStore
 
 _LINEARS = (*("query", "key", "value", "from_attention"), *("gate", "up", "down"))
+_MOST_KEPT = 64
+"""Tokens for which room is kept for the next step: that of a long prompt takes megabytes."""
 _NORMS = ("before_attention", "before_mlp", "of_queries", "of_keys")
 
 
@@ -79,7 +81,9 @@ class LayerStack:
         self._layers = layers
         self._function = compiled.run_layers
         self._store: Callable[[], KVStore | None] = lambda: None
+        self._parts: list[Tensor] = []
         self._tokens = 0
+        """For so many there is room in `_parts`."""
         self.most_tokens = 0
         linears = [linear for layer in layers for linear in layer.linears if linear is not None]
         kernels = {linear.kernel for linear in linears}
@@ -114,6 +118,8 @@ class LayerStack:
         layers = self._arguments, len(self._layers)
         room = ctypes.byref(self._room)
         self._function(*layers, common, x.data_ptr(), tokens, room, self._multiply)
+        if tokens > _MOST_KEPT:
+            self._parts, self._tokens = [], 0
         step.finished.update(self._layers)
         return x
 
