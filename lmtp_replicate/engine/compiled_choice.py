@@ -24,7 +24,7 @@ def best_and_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CompiledChoice:
-    """The same by our code, for what lies on a CPU. A log that is not finite may be another."""
+    """The same by our code, for what lies on a CPU. Where a row has +inf, its log is NaN."""
 
     def __init__(self, compiled: Kernels) -> None:
         self._function = compiled.choice

@@ -63,7 +63,9 @@ class Layers:
 
 
 def compile_layers(model: nn.Module) -> Layers:
-    """Take over the layers of `model` that have Llama's parts, all of them compiled or packed."""
+    """Take over the layers of `model` that have Llama's parts, all of them compiled or packed. A
+    hook that is put on such a layer later sees the states that the last of those that follow one
+    another has made."""
     candidates = [module for module in model.modules() if _is_candidate(module)]
     if not candidates:
         return Layers("none of Llama's parts, with packed linear layers and compiled norms")
@@ -114,6 +116,8 @@ class CompiledLayer:
         packed_step: Step | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        if isinstance(packed_step, CompiledStep) and self.stacked in packed_step.finished:
+            return hidden_states
         is_known = self._knows(hidden_states, position_embeddings)
         if args or not isinstance(packed_step, CompiledStep) or not is_known:
             if packed_step is not None:
@@ -122,8 +126,6 @@ class CompiledLayer:
                 hidden_states, *args, position_embeddings=position_embeddings, **kwargs
             )
             return plain
-        if self.stacked in packed_step.finished:
-            return hidden_states
         learned = self.stacked.learned
         if learned is None:
             return self._learn(hidden_states, position_embeddings, packed_step, kwargs)

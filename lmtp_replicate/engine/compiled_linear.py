@@ -1,8 +1,8 @@
-"""Linear layers by our own C code (kernels/linear.c, linear_tiles.c and linear_digits.c).
+"""Linear layers by our own C code: kernels/linear.c, linear_tiles.c and linear_digits.c.
 
-Of few rows, or with AMX of up to some hundred, it reads the weight where oneDNN has laid it out, so
-there is no second copy. Whether it lies as the code expects is not documented: the caller has to
-try each layer.
+The first two, of few rows or with AMX of up to some hundred, read the weight where oneDNN has laid
+it out, so that there is no second copy. Whether it lies as they expect is not documented: the
+caller has to try each layer.
 """
 
 from __future__ import annotations

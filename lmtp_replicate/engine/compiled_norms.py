@@ -72,7 +72,6 @@ class CompiledNorm:
         self._plain = norm.forward
         self._weight: Tensor = norm.weight  # type: ignore[assignment]
         self._epsilon = _epsilon(norm)
-        self.arguments = NormArguments(self._weight.data_ptr(), self._epsilon)
         self.is_possible = self._weight.shape[0] % compiled.width == 0
         """Whether the rows are whole vectors."""
         self._function = compiled.rms_norm
@@ -81,6 +80,16 @@ class CompiledNorm:
     def dtype(self) -> torch.dtype:
         """Of its weight, and of what it computes."""
         return self._weight.dtype
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a row."""
+        return self._weight.shape[0]
+
+    @property
+    def arguments(self) -> NormArguments:
+        """For C, as long as the weight stays where it is."""
+        return NormArguments(self._weight.data_ptr(), self._epsilon)
 
     def __call__(self, x: Tensor) -> Tensor:
         dim = self._weight.shape[0]

@@ -88,7 +88,8 @@ class LayerStack:
         linears = [linear for layer in layers for linear in layer.linears if linear is not None]
         kernels = {linear.kernel for linear in linears}
         shapes = {(layer.head_dim, *_outputs(layer)) for layer in layers}
-        if len(linears) == len(_LINEARS) * len(layers) and len(kernels) == len(shapes) == 1:
+        is_whole = len(linears) == len(_LINEARS) * len(layers) and all(map(_fits, layers))
+        if is_whole and len(kernels) == len(shapes) == 1:
             (kernel,) = kernels
             self.most_tokens = kernel.most_rows
             self._multiply = ctypes.cast(kernel.function, ctypes.c_void_p)
@@ -97,7 +98,6 @@ class LayerStack:
             self._widths = size, size, query, key, value, query, gate, up
             """Numbers of a token in each part of the room."""
             self._row_room = max(linear.row_room for linear in linears)
-            self._arguments = (_Layer * len(layers))(*map(_arguments, layers))
 
     def takes(self, tokens: int, step: CompiledStep) -> bool:
         """Whether it can run all layers over the `tokens` of `step`."""
@@ -127,6 +127,7 @@ class LayerStack:
         """From now on the layers' keys and values, of `like`'s dtype, are in `store`."""
         _, kv_heads, dim = self._heads
         like = like.new_empty(1, kv_heads, 1, dim)
+        self._arguments = (_Layer * len(self._layers))(*map(_arguments, self._layers))
         for arguments, layer in zip(self._arguments, self._layers, strict=True):
             assert layer.learned is not None
             keys, values = store.layer(layer.learned.layer, like, like)
@@ -137,6 +138,7 @@ class LayerStack:
 
     def _make_room(self, tokens: int, like: Tensor) -> None:
         """From now on steps have so many tokens: those of decode steps are rarely others."""
+        self._parts = []  # before there are new ones
         parts = [like.new_empty(tokens, width) for width in self._widths]
         parts.append(torch.empty(tokens, self._row_room, dtype=torch.int8))
         self._room = _Room(*(part.data_ptr() for part in parts))
@@ -147,6 +149,22 @@ class LayerStack:
         """Whether all layers have, and all of them rotate by the same cosines."""
         learned = [layer.learned for layer in self._layers]
         return None not in learned and len({each.cosines for each in learned if each}) == 1
+
+
+def _fits(layer: StackedLayer) -> bool:
+    """Whether each part of a layer, which has all, makes as many numbers as the next one takes: C
+    does not look."""
+    sizes = [(each.arguments.inputs, each.arguments.outputs) for each in layer.linears if each]
+    query, key, value, from_attention, gate, up, down = sizes
+    size, dim = down[1], layer.head_dim
+    return (
+        {query[0], key[0], value[0], from_attention[1], gate[0], up[0]} == {size}
+        and key[1] == value[1]
+        and query[1] % dim == key[1] % dim == 0
+        and from_attention[0] == query[1]
+        and gate[1] == up[1] == down[0]
+        and [norm.dim for norm in layer.norms] in ([size] * 2, [size, size, dim, dim])
+    )
 
 
 def _outputs(layer: StackedLayer) -> list[int]:

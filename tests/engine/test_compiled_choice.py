@@ -68,6 +68,16 @@ def test_columns_need_not_lie_side_by_side() -> None:
     agree(torch.randn(70, 5).t())
 
 
+@pytest.mark.parametrize("others", [math.nan, -math.inf])
+def test_a_row_of_no_numbers_is_broken(others: float) -> None:
+    """As all logits are where one number has overflowed, and what a mask leaves of them."""
+    logits = torch.full((1, 40), others)
+    logits[0, 21] = math.nan
+    draw = Draw(Sampling(temperature=0.0), None, 1, [], 0, 0)
+    (outcome,) = Sampler(40, choice()).step(logits, [draw])
+    assert isinstance(outcome, BrokenLogits)
+
+
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [0, 15, 16, 99])
 def test_rows_without_a_distribution_fail_alone(broken: float, place: int) -> None:

@@ -53,6 +53,15 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"mlp_bias": True, "attention_bias": True}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 9}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "windows": (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
 }
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -191,6 +200,22 @@ def test_they_have_to_be_as_large() -> None:
         layers += [layer.stacked for layer in compiled_layers(network)]
     assert LayerStack(layers[:3], library).most_tokens > 0
     assert LayerStack(layers[3:], library).most_tokens > 0
+    assert LayerStack(layers, library).most_tokens == 0
+
+
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_parts_have_to_fit_together(place: int, field: str) -> None:
+    """C would read and write beyond what is there."""
+    library, _ = kernels(torch.float32)
+    assert library is not None
+    network = network_of("llama")
+    prove(network, VOCABULARY, 256)
+    layers = [layer.stacked for layer in compiled_layers(network)]
+    for layer in layers:
+        linear = layer.linears[place]
+        assert linear is not None
+        setattr(linear.arguments, field, 32)
     assert LayerStack(layers, library).most_tokens == 0
 
 

@@ -51,10 +51,34 @@ def test_what_is_wrong_is_so_after_its_like_too(wrong: object) -> None:
             recent.mask_of({**good, 7: wrong})
 
 
+@pytest.mark.parametrize("wrong", [True, 1.0])
+def test_what_equals_an_id_is_none(wrong: object) -> None:
+    recent = RecentBiases()
+    recent.mask_of(dict.fromkeys(range(LONG), -100.0))
+    with pytest.raises(ProtocolError):
+        recent.mask_of({wrong: -100.0, 0: -100.0, **dict.fromkeys(range(2, LONG), -100.0)})
+
+
+def test_an_id_that_is_said_twice_has_its_last_bias() -> None:
+    others = {str(n): -100.0 for n in range(10, 10 + LONG)}
+    recent = RecentBiases()
+    for first, second, added in (("1", "01", 3.0), ("01", "1", 2.0)):
+        mask = recent.mask_of({first: {"1": 2.0, "01": 3.0}[first], second: added, **others})
+        assert mask is not None
+        assert mask.added == ((1, added),)
+
+
+def test_ids_filled_up_with_zeros_are_not_kept() -> None:
+    recent = RecentBiases()
+    recent.mask_of({str(n).zfill(4000): -100.0 for n in range(LONG)})
+    assert recent._known == ()
+
+
 def test_only_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent_biases, "_MOST_ENTRIES", 10 * LONG)
     recent = RecentBiases()
     for start in range(50):
         recent.mask_of({start + n: -100.0 for n in range((1 + start % 5) * LONG)})
+        recent.mask_of(dict.fromkeys(range(11 * LONG), -100.0))  # too long itself
         assert 0 < len(recent._known) <= 8
-        assert sum(len(bias) for bias, _ in recent._known) <= 10 * LONG
+        assert sum(len(known.bias) for known in recent._known) <= 10 * LONG

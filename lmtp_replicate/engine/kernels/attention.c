@@ -9,7 +9,7 @@
 
 #include <omp.h>
 
-#include "step.h"
+#include "parts.h"
 
 enum {
     KEYS = 64, /* in a block */

@@ -4,7 +4,7 @@
    As there, one pass over the keys, with a running maximum and sum. Keys and values are first put into
    the order in which tiles are multiplied, once for all query heads and tokens. */
 
-#include "step.h"
+#include "parts.h"
 #include "tiles.h"
 
 #ifdef HAS_TILES

@@ -1,7 +1,7 @@
 /* The best id of each row of logits, and the logarithm of the sum of their exponentials. Compiled and
    called by compiled_choice.py.
 
-   Both in one go: torch reads the rows four times for them, and a step's fill the second cache. */
+   torch needs half a dozen operators for both, each of which goes over all rows. */
 
 #include <math.h>
 
@@ -38,6 +38,13 @@ static float sum_below(const float *row, int64_t count, float highest) {
     return sum;
 }
 
+/* The logarithm of a row of nothing but -inf, or numbers that are none: the former or the latter. */
+static float nothing_in(const float *row, int64_t count) {
+    float sum = NOTHING;
+    for (int64_t i = 0; i < count; i++) sum += row[i];
+    return sum;
+}
+
 /* `logits`: [row][count], rows `stride` numbers apart. Of equal ids the lowest is the best; a row of
    nothing but -inf has the logarithm -inf. */
 void lmtp_choice(const float *logits, int64_t rows, int64_t count, int64_t stride, int64_t *best,
@@ -48,6 +55,7 @@ void lmtp_choice(const float *logits, int64_t rows, int64_t count, int64_t strid
         int64_t id = 0;
         while (id + 1 < count && row[id] != highest) id++;
         best[r] = row[id] == highest ? id : 0;
-        logarithms[r] = highest == NOTHING ? NOTHING : highest + logf(sum_below(row, count, highest));
+        logarithms[r] = highest == NOTHING ? nothing_in(row, count)
+                                           : highest + logf(sum_below(row, count, highest));
     }
 }

@@ -5,7 +5,7 @@
    one, they wait for it longer than some of them take, and each meets caches that Python has used. */
 
 #include "linear.h"
-#include "step.h"
+#include "parts.h"
 #include "tiles.h" /* HAS_TILES */
 
 typedef struct {
@@ -32,12 +32,6 @@ typedef struct {
     void *inputs;            /* for linear layers */
     number *long_keys;       /* for attention of long works; null where there are none */
 } Room;
-
-void lmtp_rms_norm(number *output, number *x, const number *added, const number *weight,
-                   int64_t rows, int64_t dim, float epsilon);
-void lmtp_attend(const Step *step);
-void lmtp_attend_long(const Step *step, number *room);
-void lmtp_gate(number *gate, const number *up, int64_t count);
 
 static void norm(const Norm *n, number *output, number *x, const number *added, int64_t rows,
                  int64_t dim) {

@@ -1,7 +1,7 @@
 /* The gate of a feed-forward layer (https://arxiv.org/abs/2002.05202). Compiled and called by
    compiled_layers.py. */
 
-#include "number.h"
+#include "parts.h"
 
 /* gate = gate / (1 + e^-gate) * up, for `count` numbers, a multiple of WIDTH. */
 void lmtp_gate(number *gate, const number *up, int64_t count) {

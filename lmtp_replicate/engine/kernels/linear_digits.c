@@ -1,4 +1,5 @@
-/* A linear layer in float32 by AMX's sums of whole numbers. Called by digit_linear.py.
+/* A linear layer in float32 by AMX's sums of whole numbers. Called by compiled_linear.py and
+   decoder.c; digit_linear.py lays out the weights.
 
    AMX multiplies numbers of 8 bits thirty times as fast as AVX-512 multiplies float32. So each row of
    inputs, and each output's row of weights, becomes whole numbers of three digits (digits.h). Of the nine
@@ -99,8 +100,20 @@ static void multiply_row(const int8_t *x, int64_t inputs, const int8_t *weight, 
 static void multiply_few(const int8_t *x, int64_t rows, int64_t inputs, const int8_t *weight,
                          int is_first, Sums *sums) {
     enum { SHARE = 3 * 64 }; /* of a digit, asked for with each of 12 products: all, in whole lines */
-#define SUM_UP(tile, digit)                                                                       if (is_first) {                                                                                   UNROLL for (int w = 0; w < DIGITS; w++) ask_for(1, next + w * plane, SHARE);                  next += SHARE;                                                                            }                                                                                             _tile_loadd(6, x + digit * rows * inputs, INPUTS);                                            _tile_dpbssd(tile, 6, 7);
-#define OUTPUT_TILE(at, first, second, third)                    _tile_loadd(7, weight + at, INPUTS);                         SUM_UP(first, 0) SUM_UP(second, 1) SUM_UP(third, 2)          _tile_loadd(7, weight + plane + at, INPUTS);                 SUM_UP(second, 0) SUM_UP(third, 1)                           _tile_loadd(7, weight + 2 * plane + at, INPUTS);             SUM_UP(third, 0)
+#define SUM_UP(tile, digit)                                                          \
+    if (is_first) {                                                                  \
+        UNROLL for (int w = 0; w < DIGITS; w++) ask_for(1, next + w * plane, SHARE); \
+        next += SHARE;                                                               \
+    }                                                                                \
+    _tile_loadd(6, x + digit * rows * inputs, INPUTS);                               \
+    _tile_dpbssd(tile, 6, 7);
+#define OUTPUT_TILE(at, first, second, third)        \
+    _tile_loadd(7, weight + at, INPUTS);             \
+    SUM_UP(first, 0) SUM_UP(second, 1) SUM_UP(third, 2) \
+    _tile_loadd(7, weight + plane + at, INPUTS);     \
+    SUM_UP(second, 0) SUM_UP(third, 1)               \
+    _tile_loadd(7, weight + 2 * plane + at, INPUTS); \
+    SUM_UP(third, 0)
     const int64_t plane = inputs * OUTPUTS;
     zero_sums(1);
     _tile_zero(4);

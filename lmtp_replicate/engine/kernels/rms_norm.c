@@ -1,7 +1,7 @@
 /* Root mean square norm (https://arxiv.org/abs/1910.07467) of rows. Compiled and called by
    compiled_norms.py. */
 
-#include "number.h"
+#include "parts.h"
 
 /* output = x / sqrt(mean(x^2) + epsilon) * weight, by rows of `dim`, a multiple of WIDTH. Where
    `added` is not null, x += added comes first. */
