@@ -10,6 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -95,8 +96,9 @@ class LayerStack:
             self._multiply = ctypes.cast(kernel.function, ctypes.c_void_p)
             ((dim, query, key, value, size, gate, up, _),) = shapes
             self._heads = query // dim, key // dim, dim
-            self._widths = size, size, query, key, value, query, gate, up
-            """Numbers of a token in each part of the room."""
+            self._size = size
+            self._widths = (query, key, value, query), (gate, up)
+            """Numbers of a token in the parts of the room for attention and for what follows it."""
             self._row_room = max(linear.row_room for linear in linears)
 
     def takes(self, tokens: int, step: CompiledStep) -> bool:
@@ -139,10 +141,15 @@ class LayerStack:
     def _make_room(self, tokens: int, like: Tensor) -> None:
         """From now on steps have so many tokens: those of decode steps are rarely others."""
         self._parts = []  # before there are new ones
-        parts = [like.new_empty(tokens, width) for width in self._widths]
-        parts.append(torch.empty(tokens, self._row_room, dtype=torch.int8))
-        self._room = _Room(*(part.data_ptr() for part in parts))
-        self._parts = parts
+        normed, added = like.new_empty(tokens, self._size), like.new_empty(tokens, self._size)
+        # What attention needs is no longer needed by what follows it.
+        shared = like.new_empty(tokens, max(map(sum, self._widths)))
+        inputs = torch.empty(tokens, self._row_room, dtype=torch.int8)
+        self._parts = [normed, added, shared, inputs]
+        starts = [start for part in self._widths for start in accumulate(part[:-1], initial=0)]
+        within = [shared.data_ptr() + tokens * start * like.itemsize for start in starts]
+        pointers = normed.data_ptr(), added.data_ptr(), *within, inputs.data_ptr()
+        self._room = _Room(*pointers)
         self._tokens = tokens
 
     def _has_learned(self) -> bool:

@@ -55,8 +55,9 @@ def test_what_is_wrong_is_so_after_its_like_too(wrong: object) -> None:
 def test_what_equals_an_id_is_none(wrong: object) -> None:
     recent = RecentBiases()
     recent.mask_of(dict.fromkeys(range(LONG), -100.0))
+    ids: list[Any] = [0, wrong, *range(2, LONG)]
     with pytest.raises(ProtocolError):
-        recent.mask_of({wrong: -100.0, 0: -100.0, **dict.fromkeys(range(2, LONG), -100.0)})
+        recent.mask_of(dict.fromkeys(ids, -100.0))
 
 
 def test_an_id_that_is_said_twice_has_its_last_bias() -> None:

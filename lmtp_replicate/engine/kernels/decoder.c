@@ -28,7 +28,7 @@ typedef struct {
     number *normed, *added;  /* [token, size of a hidden state] */
     number *projected[3];    /* [token, head, dim]: queries, keys, values */
     number *seen;            /* [token, head, dim] */
-    number *gate_and_up[2];  /* [token, size of the feed-forward layer] */
+    number *gate_and_up[2];  /* [token, size of the feed-forward layer]; where the four before are */
     void *inputs;            /* for linear layers */
     number *long_keys;       /* for attention of long works; null where there are none */
 } Room;
