@@ -10,11 +10,16 @@
 #include <omp.h>
 
 #include "parts.h"
-#include "products.h"
 
 enum {
+    KEYS = 64, /* in a block */
     ROWS = 96, /* in a block: query tokens times query heads */
-    MANY = 12, /* rows of a key head from which on it is faster to turn the keys */
+    AHEAD = 16, /* keys, and values, by which memory is asked in advance */
+#ifdef __AVX512F__
+    WIDE = 4, /* vectors of a value that are added at once to six rows: as many as registers hold */
+#else
+    WIDE = 2,
+#endif
 };
 
 const int32_t lmtp_attention_dim = MAX_DIM, lmtp_attention_shared = ROWS;
@@ -29,6 +34,68 @@ typedef struct {
     float query[ROWS * MAX_DIM], output[ROWS * MAX_DIM], scores[ROWS * KEYS];
     float highest[ROWS], sum[ROWS];
 } Block;
+
+/* scores[row][key] = query[row] . keys[key], for at most WIDTH keys; up to WIDTH - 1 more are given
+   the last one's. */
+static void multiply_keys(int rows, int keys, int64_t dim, const float *query, const number *key,
+                          int64_t stride, float *scores) {
+    float room[WIDTH * MAX_DIM];
+    const float *each[WIDTH];
+    for (int i = 0; i < WIDTH; i++) {
+        each[i] = floats(key + (i < keys ? i : keys - 1) * stride, dim, room + i * dim);
+        fetch(key + (i + AHEAD) * stride, dim);
+    }
+    for (int r = 0; r < rows; r++) {
+        vec products[WIDTH];
+        UNROLL for (int i = 0; i < WIDTH; i++) products[i] = all(0.0f);
+        for (int64_t d = 0; d < dim; d += WIDTH) {
+            const vec q = load(query + r * dim + d);
+            UNROLL for (int i = 0; i < WIDTH; i++) products[i] += q * load(each[i] + d);
+        }
+        store(scores + r * KEYS, sums_of(products));
+    }
+}
+
+/* output[row] += weights[row] . values, for `rows` <= 6 and `wide` vectors of each value. Both are
+   constants where it is called, so that the sums stay in registers. */
+INLINE void add_values_tile(int rows, int wide, int keys, int64_t dim, const float *weights,
+                            const number *value, int64_t stride, float *output) {
+    vec sums[6][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int w = 0; w < wide; w++) sums[r][w] = load(output + r * dim + w * WIDTH);
+    for (int k = 0; k < keys; k++) {
+        vec v[4];
+        fetch(value + (k + AHEAD) * stride, wide * WIDTH);
+        UNROLL for (int w = 0; w < wide; w++) v[w] = load_numbers(value + k * stride + w * WIDTH);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const vec weight = all(weights[r * KEYS + k]);
+            UNROLL for (int w = 0; w < wide; w++) sums[r][w] += weight * v[w];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int w = 0; w < wide; w++) store(output + r * dim + w * WIDTH, sums[r][w]);
+}
+
+static void add_values(int rows, int keys, int64_t dim, const float *weights, const number *value,
+                       int64_t stride, float *output) {
+#define TILE(rows, wide)                                                                        \
+    for (; d + wide * WIDTH <= dim; d += wide * WIDTH)                                          \
+        add_values_tile(rows, wide, keys, dim, weights, value + d, stride, output + d);
+    while (rows > 0) {
+        int64_t d = 0;
+        const int taken = rows < 6 ? rows : 6;
+        switch (taken) {
+            case 1: TILE(1, 4) TILE(1, 1) break;
+            case 2: TILE(2, 4) TILE(2, 1) break;
+            case 3: TILE(3, 4) TILE(3, 1) break;
+            case 4: TILE(4, WIDE) TILE(4, 1) break;
+            case 5: TILE(5, WIDE) TILE(5, 1) break;
+            case 6: TILE(6, WIDE) TILE(6, 1) break;
+        }
+        rows -= taken, weights += taken * KEYS, output += taken * dim;
+    }
+#undef TILE
+}
 
 /* Where a row of a block stands among the step's tokens and heads. */
 INLINE int64_t token_of(const Block *b, int row) { return b->token + row / b->shared % b->tokens; }
@@ -91,28 +158,6 @@ static void finish(const Block *b) {
     }
 }
 
-/* The scores of the `keys` keys that lie at `lies`, for `each` rows of each key head. */
-static void multiply(Block *b, int each, int keys, int64_t lies) {
-    const Step *s = b->step;
-    const int64_t dim = s->dim, stride = s->kv_heads * dim;
-    if (TURNS && each >= MANY) {
-        number turned[MAX_DIM * KEYS];
-        memset(b->scores, 0, b->rows * KEYS * sizeof *b->scores);
-        for (int h = 0; h < b->kv_heads; h++) {
-            turn(keys, dim, s->keys + lies + h * dim, stride, turned);
-            add_products(each, (keys + WIDTH - 1) / WIDTH * WIDTH, dim,
-                         (Products){b->query + h * each * dim, turned, b->scores + h * each * KEYS,
-                                    dim, KEYS, KEYS});
-        }
-        return;
-    }
-    for (int k = 0; k < keys; k += WIDTH)
-        for (int h = 0; h < b->kv_heads; h++)
-            multiply_keys(each, keys - k < WIDTH ? keys - k : WIDTH, dim, b->query + h * each * dim,
-                          s->keys + lies + k * stride + h * dim, stride,
-                          b->scores + h * each * KEYS + k);
-}
-
 static void attend(Block *b) {
     const Step *s = b->step;
     const int64_t dim = s->dim, stride = s->kv_heads * dim;
@@ -123,15 +168,18 @@ static void attend(Block *b) {
         const int keys = end - at < KEYS ? end - at : KEYS;
         const int padded = (keys + WIDTH - 1) / WIDTH * WIDTH;
         const int64_t lies = (b->work->first + at) * stride + b->kv_head * dim;
-        multiply(b, each, keys, lies);
+        for (int k = 0; k < keys; k += WIDTH)
+            for (int h = 0; h < b->kv_heads; h++)
+                multiply_keys(each, keys - k < WIDTH ? keys - k : WIDTH, dim,
+                              b->query + h * each * dim, s->keys + lies + k * stride + h * dim,
+                              stride, b->scores + h * each * KEYS + k);
         for (int r = 0; r < b->rows; r++) {
             hide(b, r, at, keys, padded);
             weigh(b, r, padded);
         }
         for (int h = 0; h < b->kv_heads; h++)
-            add_products(each, dim, keys,
-                         (Products){b->scores + h * each * KEYS, s->values + lies + h * dim,
-                                    b->output + h * each * dim, KEYS, stride, dim});
+            add_values(each, keys, dim, b->scores + h * each * KEYS, s->values + lies + h * dim,
+                       stride, b->output + h * each * dim);
     }
     finish(b);
 }
