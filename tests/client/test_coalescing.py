@@ -128,7 +128,8 @@ async def test_an_idle_endpoint_lets_nothing_wait(
 
 
 async def test_what_is_asked_for_during_a_refusal_joins(replicate: ReplicateDouble) -> None:
-    replicate.faults.refusals.append((429, {"Retry-After": "1"}, ""))
+    # Longer than a busy machine may take to come back to it, which then would not have to wait.
+    replicate.faults.refusals.append((429, {"Retry-After": "3"}, ""))
     client = connect(ENDPOINT)
     first = asyncio.ensure_future(expect(client, 5))
     await asyncio.to_thread(replicate.wait_for, lambda: creates(replicate) == 1)
