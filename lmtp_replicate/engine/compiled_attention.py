@@ -108,15 +108,15 @@ class CompiledAttention:
         works: Tensor,
         scores: Scores,
         rotary: Sequence[Tensor] = (),
-        long_places: int = 0,
+        long_room: Tensor | None = None,
     ) -> Tensor:
         """Put the new keys and values in their places, and attend. `new`: queries, keys and values
         of the step's tokens, all `[1, head, T, dim]`. `stored`: a layer's keys and values, both
         `[place, kv_head, dim]`. `works`: int64 `[work, 4]`: first packed token, number of tokens,
         place of the stream's first key, position of the first token. `rotary`: cosines and sines
         `[1, T, dim]` by which queries and keys are yet to be rotated. Returns `[1, T, query_head,
-        dim]`, of works with more than `longest` tokens only their rotated queries unless there are
-        `long_places` for them."""
+        dim]`, of works with more than `longest` tokens only their rotated queries unless there is
+        `long_room`, for `LongAttention`."""
         new = [tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in new]
         _, heads, tokens, dim = new[0].shape
         output = new[0].new_empty(1, tokens, heads, dim)
@@ -129,9 +129,8 @@ class CompiledAttention:
             output.data_ptr(), *chain(*strided), *pointers, *sizes, scores.scaling
         )
         self._attend(arguments)
-        if self.long is not None and long_places:
-            room = stored[0].new_empty(2, long_places, *stored[0].shape[1:])
-            self.long.attend(arguments, room)
+        if self.long is not None and long_room is not None:
+            self.long.attend(arguments, long_room)
         return output
 
 
@@ -211,10 +210,11 @@ class CompiledStep:
     ) -> Tensor:
         self.is_used = True
         stored = self.store.layer(layer, *new[1:])
-        sizes = new[0].shape[1], new[1].shape[1], new[0].shape[3]
-        places = self._long_places if self.takes_all(*sizes) else 0
-        output = self._attention.attend(new, stored, self._works, scores, rotary, places)
-        for group in self._long if not places else ():
+        heads, kv_heads, dim = new[0].shape[1], new[1].shape[1], new[0].shape[3]
+        takes_all = self.takes_all(heads, kv_heads, dim)
+        room = self.room_for_long(kv_heads, dim) if takes_all else None
+        output = self._attention.attend(new, stored, self._works, scores, rotary, room)
+        for group in () if takes_all else self._long:
             query = output[0, group.packed].transpose(0, 1)
             output[0, group.packed] = self._plain.attend_group(layer, group, query, scores)
         return output

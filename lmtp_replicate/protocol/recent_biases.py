@@ -32,22 +32,22 @@ class RecentBiases:
     def mask_of(self, bias: object) -> Mask | None:
         """The mask of an op's `logit_bias`, which must not be changed afterwards. Raises
         `ProtocolError`."""
-        if not isinstance(bias, dict) or len(bias) <= _SHORT:
-            return Mask.from_logit_bias(read_biases(bias, "logit_bias"))
-        for known in self._known:
+        for known in self._known if isinstance(bias, dict) else ():
             if known.bias == bias and known.kinds == {*map(type, bias)}:  # 5.0 is no id
                 return known.mask
         read = read_biases(bias, "logit_bias")
         mask = Mask.from_logit_bias(read)
-        if _may_be_kept(bias, read):
+        if isinstance(bias, dict) and _may_be_kept(bias, read):
             self._known = _newest((_Known(bias, {*map(type, bias)}, mask), *self._known))
         return mask
 
 
 def _may_be_kept(bias: dict[Any, Any], read: dict[int, float]) -> bool:
-    """Whether what equals `bias` would be read alike, and `bias` is no larger than it has to be."""
+    """Whether what equals `bias` would be read alike, and `bias` is worth it and no larger than it
+    has to be."""
     return (
-        len(read) == len(bias)  # an id that is said twice has its last bias
+        len(bias) > _SHORT
+        and len(read) == len(bias)  # an id that is said twice has its last bias
         and {0, 1}.isdisjoint(bias.values())  # which False and True equal, that are no biases
         and not any(isinstance(key, str) and len(key) > _LONGEST_KEY for key in bias)
     )

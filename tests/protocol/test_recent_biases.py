@@ -41,11 +41,12 @@ def test_what_is_said_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -
     assert recent.mask_of(dict.fromkeys(range(LONG), -100)) is first
 
 
-@pytest.mark.parametrize("wrong", ["-100", float("nan"), None, [1], 10**400])
+@pytest.mark.parametrize("wrong", ["-100", float("nan"), None, [1], 10**400, True])
 def test_what_is_wrong_is_so_after_its_like_too(wrong: object) -> None:
     recent = RecentBiases()
     good: dict[Any, Any] = dict.fromkeys(range(LONG), -100.0)
     recent.mask_of(good)
+    recent.mask_of({**good, 7: 1.0})
     for _ in range(2):  # and is not remembered
         with pytest.raises(ProtocolError, match=r"logit_bias\[7\]"):
             recent.mask_of({**good, 7: wrong})
