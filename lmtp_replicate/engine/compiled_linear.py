@@ -1,8 +1,8 @@
-"""Linear layers by our own C code: kernels/linear.c, linear_tiles.c and linear_digits.c.
+"""Linear layers by our own C code: kernels/linear*.c.
 
-The first two, of few rows or with AMX of up to some hundred, read the weight where oneDNN has laid
-it out, so that there is no second copy. Whether it lies as they expect is not documented: the
-caller has to try each layer.
+linear.c, of few rows, and linear_tiles.c, with AMX of up to some hundred, read the weight where
+oneDNN has laid it out, so that there is no second copy. Whether it lies as they expect is not
+documented: the caller has to try each layer.
 """
 
 from __future__ import annotations

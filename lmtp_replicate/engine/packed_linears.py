@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lmtp_replicate.engine.compiled_linear import compiled_linear
-from lmtp_replicate.engine.digit_linear import DigitLinear, digit_linear
+from lmtp_replicate.engine.digit_linear import digit_linear
 from lmtp_replicate.engine.linear_check import TOLERANCES, equals, errors, forget_inputs
 from lmtp_replicate.engine.options import PackLinears
 from lmtp_replicate.engine.packed_linear import PackedLinear
+from lmtp_replicate.engine.three_byte_linear import three_byte_linear
+from lmtp_replicate.engine.whole_linear import WholeLinear
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,6 @@ _ROWS_HINT = 32
 _TRIED_ROWS = (1, 7, 40)
 _COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 290)
 """The same for our own code, whose tiles have up to six rows, or sixteen, and whose panels 256."""
-_DIGIT_ROWS = (1, 16, 17, 33, 64, 290)
-"""The same for whole numbers, whose tiles have 16 rows, in pairs, and whose panels 256."""
 
 
 class _Replaced(NamedTuple):
@@ -47,8 +47,8 @@ class _Replaced(NamedTuple):
 
 @dataclass(slots=True)
 class Linears:
-    """How the linear layers of `model` are run. `state`: "digits" if any of them are in
-    whole numbers, else "onednn-packed" or "plain"."""
+    """How the linear layers of `model` are run. `state`: "digits" or "three-bytes" if any of them
+    are in such whole numbers, else "onednn-packed" or "plain"."""
 
     model: nn.Module
     state: str
@@ -103,12 +103,13 @@ def _describe(linears: Linears) -> None:
     """Say what has been done."""
     done = linears._replaced
     twice = sum(replaced.kept is not None for replaced in done)
-    digits = sum(isinstance(replaced.packed, DigitLinear) for replaced in done)
-    compiled = sum(replaced.packed.compiled is not None for replaced in done) - digits
-    linears.state = "digits" if digits else "onednn-packed"
+    whole = [replaced.packed for replaced in done if isinstance(replaced.packed, WholeLinear)]
+    compiled = sum(replaced.packed.compiled is not None for replaced in done) - len(whole)
+    linears.state = "onednn-packed"
     linears.reason = f"{len(done)} layers, {twice} of them beside a plain weight used elsewhere"
-    if digits:
-        linears.reason += f"; {digits} in whole numbers of three digits, multiplied by AMX"
+    if whole:
+        linears.state = whole[0].name  # all of one kind: what the CPU is fast with
+        linears.reason += f"; {len(whole)} {whole[0].description}"
     if compiled:
         linears.reason += f"; few rows of {compiled} by our own code"
 
@@ -150,22 +151,25 @@ def _other_weights(model: nn.Module, layers: Collection[nn.Module]) -> set[int]:
 
 def _packed(name: str, layer: nn.Module, *, compile_kernels: bool) -> PackedLinear:
     """What takes the place of `layer`. Raises ValueError when that computes something else."""
-    digits = _digits(layer) if compile_kernels else None
-    if digits is not None:
-        return digits
+    whole = _in_whole_numbers(layer) if compile_kernels else None
+    if whole is not None:
+        return whole
     packed = _pack(name, layer)
     if compile_kernels:
         _compile(packed)
     return packed
 
 
-def _digits(layer: nn.Module) -> DigitLinear | None:
+def _in_whole_numbers(layer: nn.Module) -> WholeLinear | None:
     """`layer` in whole numbers, where that is possible and computes the same."""
     bias: Any = layer.bias
-    digits = digit_linear(_rows_of(layer), bias)
-    if digits is None:
+    rows = _rows_of(layer)
+    if not rows.isfinite().all():
         return None
-    return digits if equals(digits, layer, digits, _DIGIT_ROWS) else None
+    whole = digit_linear(rows, bias) or three_byte_linear(rows, bias)
+    if whole is None:
+        return None
+    return whole if equals(whole, layer, whole, whole.tried_rows) else None
 
 
 def _pack(name: str, layer: nn.Module) -> PackedLinear:

@@ -21,11 +21,12 @@ def has_compiler() -> None:
 
 
 @pytest.fixture
-def without_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU that does not add up whole numbers: oneDNN's layout in float32 too."""
+def without_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without kernels of whole numbers: oneDNN's layout in float32 too."""
     compiled, _ = kernels(torch.float32)
     if compiled is not None:
         monkeypatch.setattr(compiled, "linear_digits", None)
+        monkeypatch.setattr(compiled, "linear_bytes", None)
 
 
 @pytest.fixture(scope="package", autouse=True)

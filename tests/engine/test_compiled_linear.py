@@ -17,7 +17,7 @@ from tests.engine.bfloat16 import onednn_packs_bfloat16
 from tests.engine.running import running
 from tests.engine.tiny_models import tiny_loaded
 
-pytestmark = pytest.mark.usefixtures("has_compiler", "without_digits")
+pytestmark = pytest.mark.usefixtures("has_compiler", "without_whole_numbers")
 
 AROUND_PANELS = (96, 128, 240, 255, 256, 257, 272, 273, 300, 511, 512, 513, 1280)
 """Numbers of rows where the tiles' kernel goes another way."""

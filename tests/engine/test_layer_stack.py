@@ -163,7 +163,7 @@ def test_a_step_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert runs == [3, 1, 1, 1, 1]
 
 
-@pytest.mark.usefixtures("without_digits")
+@pytest.mark.usefixtures("without_whole_numbers")
 def test_more_tokens_than_its_kernels_take_are_run_layer_by_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -20,7 +20,7 @@ from tests.engine.tiny_models import (
     tiny_network,
 )
 
-pytestmark = pytest.mark.usefixtures("without_digits")
+pytestmark = pytest.mark.usefixtures("without_whole_numbers")
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 

@@ -64,6 +64,10 @@ class Kernels:
         """In float32 by whole numbers; None where the CPU cannot."""
         if hasattr(library, "lmtp_linear_digits") and library.lmtp_allow_tiles():
             self.linear_digits = self._linear("linear_digits", ANY_NUMBER)
+        self.linear_bytes: LinearKernel | None = None
+        """In float32 by weights of three bytes; None where it is not used."""
+        if hasattr(library, "lmtp_linear_bytes"):
+            self.linear_bytes = self._linear("linear_bytes", ANY_NUMBER)
         self.linear_block = self.limit("linear_outputs"), self.limit("linear_inputs")
         """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""
 

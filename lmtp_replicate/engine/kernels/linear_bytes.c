@@ -1,0 +1,148 @@
+/* A linear layer in float32 whose weights are whole numbers of three bytes. Called by compiled_linear.py
+   and decoder.c; three_byte_linear.py lays out the weights.
+
+   Few rows take as long as the weights take to come from memory: three quarters of float32's time. A
+   shuffle of bytes and a conversion make floats of eight weights, in units that products leave free.
+   So nothing is lost with more rows either, and there is one kernel for all. Each sum is added up in
+   the order of the inputs, whatever the number of rows. */
+
+#include "linear.h"
+
+#if !defined(BFLOAT16) && defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+
+#include <immintrin.h>
+
+enum {
+    SIDE = 2 * WIDTH,    /* outputs of a panel of weights */
+    OF_PANEL = 3 * SIDE, /* bytes of an input's weights in it */
+    TILE = 6,            /* rows times panels whose sums fill the registers */
+    ROWS = 96,           /* which stay in the second cache for all outputs */
+    DEPTH = 128,         /* inputs whose weights stay in the first cache, as floats, for all rows */
+    AHEAD = 1536,        /* bytes by which memory is asked in advance */
+};
+
+/* Weights are `[output / SIDE][input][SIDE][3]`, the last panel filled up with zeros. Four bytes before
+   them and behind them are read too. */
+
+/* Eight weights as floats, 256 times as large: their bytes are the upper three of four. */
+INLINE vec weights_at(const uint8_t *at) {
+    const __m256i spread = _mm256_setr_epi8(-1, 4, 5, 6, -1, 7, 8, 9, -1, 10, 11, 12, -1, 13, 14, 15,
+                                            -1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11);
+    const __m256i bytes = _mm256_loadu_si256((const __m256i *)(at - 4));
+    return (vec)_mm256_cvtepi32_ps(_mm256_shuffle_epi8(bytes, spread));
+}
+
+/* What a tile does about its weights: read them, read them and keep floats for the next rows, or take
+   those. */
+typedef enum { READ, KEEP, TAKE } Mode;
+
+/* sums[row][:] += x[row] . weight. `rows`, `panels` and `mode` are constants where it is called, so that
+   the sums stay in registers. `plane`: bytes from a panel to the next one. */
+INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const float *x, int64_t stride,
+                     const uint8_t *weight, int64_t plane, float *kept, float *to) {
+    const int wide = 2 * panels;
+    vec sums[TILE][2 * TILE] = {0}; /* for these inputs apart: fewer roundings than one sum for all */
+    _Pragma("GCC unroll 2") for (int64_t k = 0; k < inputs; k++) {
+        vec w[2 * TILE];
+        UNROLL for (int v = 0; v < wide; v++) {
+            const uint8_t *here = weight + v / 2 * plane + k * OF_PANEL + v % 2 * 3 * WIDTH;
+            float *floats = kept + k * SIDE + v * WIDTH; /* of the only panel */
+            w[v] = mode == TAKE ? load(floats) : weights_at(here);
+            if (mode == KEEP) store(floats, w[v]);
+            if (mode != TAKE && v % 2 == 0) __builtin_prefetch(here + AHEAD);
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            const vec input = all(x[r * stride + k]);
+            UNROLL for (int v = 0; v < wide; v++) sums[r][v] += input * w[v];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < wide; v++, to += WIDTH) store(to, load(to) + sums[r][v]);
+}
+
+INLINE void add_rows(int64_t rows, int panels, Mode mode, int64_t inputs, const float *x,
+                     int64_t stride, const uint8_t *weight, int64_t plane, float *kept, float *to) {
+#define ROWS_OF_TILE(rows)                                                             \
+    case rows:                                                                         \
+        if ((rows) * panels <= TILE)                                                   \
+            add_tile(rows, panels, mode, inputs, x, stride, weight, plane, kept, to); \
+        break;
+    switch (rows) {
+        ROWS_OF_TILE(1)
+        ROWS_OF_TILE(2)
+        ROWS_OF_TILE(3)
+        ROWS_OF_TILE(4)
+        ROWS_OF_TILE(5)
+        ROWS_OF_TILE(6)
+    }
+#undef ROWS_OF_TILE
+}
+
+/* The outputs of `rows` rows from their sums. */
+static void put(const Linear *l, float *output, int64_t rows, int64_t from, int64_t wide,
+                const float *sums) {
+    const int64_t count = l->outputs - from < wide ? l->outputs - from : wide;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < count; i++) {
+            const float bias = l->bias ? l->bias[from + i] : 0;
+            const float factor = l->factors[from + i] * 0x1p-8f; /* weights were 256 times as large */
+            output[r * l->outputs + from + i] = sums[r * wide + i] * factor + bias;
+        }
+}
+
+/* Of at most ROWS rows the outputs from `from` on, of `panels` panels, a constant where it is called. */
+INLINE void compute(int panels, const Linear *l, float *output, const float *x, int64_t rows,
+                    int64_t from) {
+    const int64_t plane = l->inputs * OF_PANEL, wide = panels * SIDE;
+    const int64_t tiles = (rows * panels + TILE - 1) / TILE;
+    /* In whole lines of the cache: a stack may start anywhere. */
+    float sums[ROWS * SIDE] __attribute__((aligned(64))), kept[DEPTH * SIDE] __attribute__((aligned(64)));
+    memset(sums, 0, rows * wide * sizeof *sums);
+    for (int64_t k = 0; k < l->inputs; k += DEPTH) {
+        const int64_t deep = l->inputs - k < DEPTH ? l->inputs - k : DEPTH;
+        const uint8_t *weight = (const uint8_t *)l->weight + from / SIDE * plane + k * OF_PANEL;
+        for (int64_t t = 0; t < tiles; t++) { /* of about as many rows each */
+            const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
+            const float *inputs = x + row * l->inputs + k;
+            float *to = sums + row * wide;
+#define ADD(mode) add_rows(count, panels, mode, deep, inputs, l->inputs, weight, plane, kept, to)
+            if (tiles == 1) ADD(READ);
+            else if (t == 0) ADD(KEEP);
+            else ADD(TAKE);
+#undef ADD
+        }
+    }
+    put(l, output, rows, from, wide, sums);
+}
+
+/* The same for `panels` of them, a power of two, as far as there are so many. Memory gives several
+   sooner than one after the other. */
+static void compute_some(int64_t panels, const Linear *l, float *output, const float *x, int64_t rows,
+                         int64_t from) {
+    const int64_t end = from + panels * SIDE;
+    if (end > l->outputs)
+        for (; from < l->outputs; from += SIDE) compute(1, l, output, x, rows, from);
+    else if (panels == 4) compute(4, l, output, x, rows, from);
+    else if (panels == 2) compute(2, l, output, x, rows, from);
+    else compute(1, l, output, x, rows, from);
+}
+
+void lmtp_linear_bytes(const Linear *layers, float *const *outputs, int64_t count, const float *x,
+                       int64_t rows, void *room) {
+    (void)room;
+    const int64_t parts = (rows + ROWS - 1) / ROWS;
+#pragma omp parallel
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t part = 0; part < parts; part++) {
+            const Linear *l = layers + i;
+            const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
+            const int64_t panels = taken > 3 ? 1 : taken > 1 ? 2 : 4;
+            /* Each thread has the same outputs in all parts, so that nobody has to wait. */
+#pragma omp for schedule(static) nowait
+            for (int64_t from = 0; from < l->outputs; from += panels * SIDE)
+                compute_some(panels, l, outputs[i] + first * l->outputs, x + first * l->inputs, taken,
+                             from);
+        }
+}
+
+#endif

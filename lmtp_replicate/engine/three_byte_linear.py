@@ -1,0 +1,57 @@
+"""Linear layers in float32 whose weights are kept in three bytes (kernels/linear_bytes.c).
+
+A CPU with AVX2 makes floats of them faster than memory could give whole ones, and in units that
+products leave free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.whole_linear import WholeLinear
+
+_OUTPUTS: Final = 16
+_BYTES: Final = 3
+
+
+class ThreeByteLinear(WholeLinear):
+    """`numbers`: `[output / 16, input, 16, byte]`, the lowest byte first."""
+
+    name = "three-bytes"
+    description = "in whole numbers of three bytes"
+    block = _OUTPUTS, 1
+    largest = 0x7FFFFC  # a little more, as divisions round, is still one of three bytes
+    tried_rows = *range(1, 14), 96, 97, 290
+    """The kernel's tiles have up to six rows, the same number in all of them if possible, and its
+    parts 96."""
+
+    @staticmethod
+    def _shape(blocks: int, inputs: int) -> Sequence[int]:
+        return blocks, inputs, _OUTPUTS, _BYTES
+
+    @staticmethod
+    def _laid_out(whole: Tensor) -> Tensor:
+        inputs = whole.shape[1]
+        by_input = whole.view(-1, _OUTPUTS, inputs).transpose(1, 2).contiguous()
+        return by_input.view(torch.int8).view(-1, inputs, _OUTPUTS, 4)[..., :_BYTES]
+
+    @staticmethod
+    def _read(numbers: Tensor) -> Tensor:
+        blocks, inputs = numbers.shape[:2]
+        wide = torch.zeros(blocks, inputs, _OUTPUTS, 4, dtype=torch.int8)
+        wide[..., 1:] = numbers  # the upper three of four have the number's sign
+        whole = wide.view(torch.int32).view(blocks, inputs, _OUTPUTS) >> 8
+        return whole.transpose(1, 2).reshape(blocks * _OUTPUTS, inputs).float()
+
+
+def three_byte_linear(weight: Tensor, bias: Tensor | None) -> ThreeByteLinear | None:
+    """The layer with the plain `weight` `[out_features, in_features]` in float32, all numbers
+    finite, where the CPU has AVX2 and nothing that has been found to be faster."""
+    compiled, _ = kernels(weight.dtype)
+    kernel = None if compiled is None else compiled.linear_bytes
+    return None if kernel is None else ThreeByteLinear(weight, bias, kernel)
