@@ -137,8 +137,8 @@ void lmtp_linear_bytes(const Linear *layers, float *const *outputs, int64_t coun
             const Linear *l = layers + i;
             const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
             const int64_t panels = taken > 3 ? 1 : taken > 1 ? 2 : 4;
-            /* Each thread has the same outputs in all parts, so that nobody has to wait. */
-#pragma omp for schedule(static) nowait
+            /* Whose core is shared with others of the same machine has less to do. */
+#pragma omp for schedule(guided) nowait
             for (int64_t from = 0; from < l->outputs; from += panels * SIDE)
                 compute_some(panels, l, outputs[i] + first * l->outputs, x + first * l->inputs, taken,
                              from);
