@@ -21,7 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lmtp_replicate.engine import precision
+from lmtp_replicate.engine import loading, precision
 from lmtp_replicate.engine.loading import load
 from lmtp_replicate.engine.options import LoadOptions
 from lmtp_replicate.errors import ModelLoadError
@@ -184,6 +184,16 @@ def test_dtype_on_a_gpu(
     chosen = precision.choose_precision("auto", saved, torch.device("cuda"))
     assert chosen.dtype == dtype
     assert chosen.reason
+
+
+def test_torch_is_told_of_the_device_before_the_model_runs(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[object] = []
+    monkeypatch.setattr(loading, "choose_kernels", order.append)
+    monkeypatch.setattr(loading, "require_causal", lambda *_: order.append("runs"))
+    load(save(), LoadOptions(device="cpu"))
+    assert order == [CPU, "runs"]
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
