@@ -23,7 +23,7 @@ from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.loading import LoadedModel, load
 from lmtp_replicate.engine.one_by_one import OneByOneModel
 from lmtp_replicate.engine.options import LoadOptions
-from lmtp_replicate.engine.pace import Pace
+from lmtp_replicate.engine.pace import LEAST, LEAST_ON_GPU, Pace
 from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.prefix import NullPrefixIndex, PrefixIndex, RadixPrefixIndex
@@ -91,7 +91,8 @@ class TorchEngine:
         else:
             model = OneByOneModel(loaded.model, is_cached=verdict.is_cached)
         self._card = _card(loaded, verdict, settings, pool, threads, moved)
-        pace = Pace(settings.chunk_tokens)
+        least = LEAST_ON_GPU if loaded.device.type == "cuda" else LEAST
+        pace = Pace(settings.chunk_tokens, least)
         self._loop = StepLoop(
             Admission(self._card, pool.tokens),
             Scheduler(
