@@ -215,6 +215,16 @@ def test_quantised_models_run_on_a_cpu_and_do_not_depend_on_the_batch(
     assert 0 < (together - full).abs().max() < full.abs().max()  # quantised, yet the same model
 
 
+def test_bitsandbytes_does_not_warn_of_every_product(
+    save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load(save(), LoadOptions(quantize="8bit", dtype="bfloat16", device="cpu"))
+    caplog.clear()
+    with torch.no_grad():
+        loaded.model(torch.tensor([[1, 2, 3]]))
+    assert not caplog.records
+
+
 def test_an_outlier_threshold_is_reported_as_batch_dependent(save: Save) -> None:
     options = LoadOptions.from_model_args({"load_in_8bit": True, "llm_int8_threshold": 6.0})
     loaded = load(save(), options)
