@@ -3,7 +3,7 @@
 A recording has fixed shapes and addresses. So there is one for each number of streams of a row of
 powers of two, and each width of their tables, which reads a static buffer of numbers and leaves its
 logits in one static tensor. Rows beyond the step's streams write to a page of the store that is
-nobody's, and their logits are not looked at. Everything but decode steps runs as without.
+nobody's, and their logits are not looked at. Prompts beside decoding streams run as without.
 
 Which attention is the fastest depends on the device, the model and the shape: each recording is
 made with all of them, and the fastest stays.
@@ -96,20 +96,27 @@ class DecodeGraphs:
     def forward(self, plan: Plan) -> Tensor:
         """Logits of the plan's rows: `[rows, width]`; those of a replayed step are valid until the
         next one."""
-        recording = self._recording(plan)
+        decoding, others = plan.works[: plan.decoding], plan.works[plan.decoding :]
+        recording = self._recording(decoding)
         if recording is None:
             return self._packed.forward(plan)
-        self._packed.prepare(plan.changes, max(map(self._packed.address, plan.works)) + 1)
-        self._fill(recording.ints, plan.works)
+        self._packed.prepare(plan.changes, max(map(self._packed.address, decoding)) + 1)
+        self._fill(recording.ints, decoding)
+        # First: the device is at it while the host gets on with the others.
         recording.replay()
         self.replayed += 1
         assert self._logits is not None
-        return self._logits[: len(plan.works)]
+        logits = self._logits[: len(decoding)]
+        if not others:
+            return logits
+        # They read every weight once more. But their step is bound by its launches, of which the
+        # attention of all streams that decode, some batches of them in each layer, is spared.
+        return torch.cat([logits, self._packed.forward(Plan(works=others))])
 
-    def _recording(self, plan: Plan) -> _Recording | None:
-        if plan.decoding < len(plan.works) or not 0 < len(plan.works) <= self._sizes[-1]:
+    def _recording(self, works: list[Work]) -> _Recording | None:
+        if not 0 < len(works) <= self._sizes[-1]:
             return None
-        key = self._key(len(plan.works), max(work.stop for work in plan.works))
+        key = self._key(len(works), max(work.stop for work in works))
         if key not in self._recordings:
             self._record_late(*key)
         return self._recordings.get(key)

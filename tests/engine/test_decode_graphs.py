@@ -21,13 +21,14 @@ from lmtp_replicate.engine.attention import Scores
 from lmtp_replicate.engine.decode_attention import DecodeAttention, GatheredAttention, Reads
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.flex_decode import FlexDecodeAttention
+from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.engine.settings import EngineSettings
 from lmtp_replicate.engine.tables import Tables
 from lmtp_replicate.engine.torch_engine import TorchEngine
-from lmtp_replicate.protocol.messages import Generate
+from lmtp_replicate.protocol.messages import Generate, Score
 from tests.engine.oracle import Oracle
-from tests.engine.running import answers
+from tests.engine.running import Answer, answers
 from tests.engine.test_oracle import mix, oracle
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
@@ -102,6 +103,35 @@ def test_recorded_steps_equal_the_oracle(name: str) -> None:
         finally:
             engine.close()
         judge.assert_few_ties()
+
+
+def test_decoding_streams_are_replayed_beside_prompts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_with("llama", Tape(), page_tokens=4, chunk_tokens=7)
+    graphs = engine._loop._model
+    assert isinstance(graphs, DecodeGraphs)
+    forward, replayed_beside = graphs.forward, []
+
+    def watched(plan: Plan) -> torch.Tensor:
+        before = graphs.replayed
+        logits = forward(plan)
+        if 0 < plan.decoding < len(plan.works):
+            replayed_beside.append(graphs.replayed - before)
+        return logits
+
+    monkeypatch.setattr(graphs, "forward", watched)
+    try:
+        later = [Answer(Score(8, (1, 2), tuple(range(40)))), Answer(Generate(9, (9,) * 50, 6))]
+        first = [Answer(Generate(n, (n, 3), 30, top_logprobs=2)) for n in range(3)]
+        first[0].after[3] = lambda: [engine.submit(answer.op, answer) for answer in later]
+        for answer in first:
+            engine.submit(answer.op, answer)
+        judge = oracle("llama", engine)
+        for answer in (*first, *later):
+            judge.check(answer.op, answer.wait())
+    finally:
+        engine.close()
+    assert len(replayed_beside) > 5
+    assert set(replayed_beside) == {1}
 
 
 def test_a_full_memory_and_the_last_place_of_it() -> None:
