@@ -74,11 +74,14 @@ def block_mask(reads: Reads, window: int | None, tokens: int) -> BlockMask:
 
     The kernel visits the pages in the order of the tables, whatever their numbers; what it asks the
     mask for are addresses of the pool, so that `logical` leads back to the stream's tokens."""
-    size, pages = reads.page_tokens, tokens // reads.page_tokens
+    # The mask must not hold on to `reads`, which keeps it: only the garbage collector would free
+    # the step's tensors then.
+    size, lengths = reads.page_tokens, reads.lengths
+    pages = tokens // size
     streams, width = reads.tables.shape
     order = torch.arange(width, device=reads.tables.device)
-    last = (reads.lengths[:, None] - 1) // size
-    first = (reads.lengths[:, None] - window).clamp_min(0) // size if window else last * 0
+    last = (lengths[:, None] - 1) // size
+    first = (lengths[:, None] - window).clamp_min(0) // size if window else last * 0
     # Behind a stream's last page its table repeats that one.
     own = torch.minimum(order, last)
     logical = reads.tables.new_full((streams, pages), -1)
@@ -90,8 +93,8 @@ def block_mask(reads: Reads, window: int | None, tokens: int) -> BlockMask:
     def sees(stream: Tensor, _head: Tensor, _query: Tensor, address: Tensor) -> Tensor:
         page = logical[stream, address // size]
         index = page * size + address % size
-        is_seen = (page >= 0) & (index < reads.lengths[stream])
-        return is_seen & (index >= reads.lengths[stream] - window) if window else is_seen
+        is_seen = (page >= 0) & (index < lengths[stream])
+        return is_seen & (index >= lengths[stream] - window) if window else is_seen
 
     return BlockMask.from_kv_blocks(
         (last - first + 1)[:, None].int(),

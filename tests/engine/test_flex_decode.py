@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from typing import Any
 
 import pytest
@@ -78,6 +80,37 @@ def test_each_stream_visits_just_the_pages_it_sees(case: Case, window: int | Non
         count = int(blocks.kv_num_blocks[stream, 0, 0])
         visited = blocks.kv_indices[stream, 0, 0, :count].tolist()
         assert visited == case.tables[stream, first : last + 1].tolist()
+
+
+def test_a_step_leaves_nothing_that_only_the_garbage_collector_frees() -> None:
+    case = Case([5, 20], page_tokens=4, spare=1, seed=0)
+    gc.disable()
+    try:
+        reads = Reads(case.tables.clone(), case.lengths, case.page_tokens)
+        tables = weakref.ref(reads.tables)
+        attention = FlexDecodeAttention(flex_attention)
+        attention.attend(case.query, case.keys, case.values, reads, Scores(0.2, 3, None, None))
+        del reads
+        assert tables() is None
+    finally:
+        gc.enable()
+
+
+def test_wider_tables_are_the_same_kernels() -> None:
+    compiled = []
+
+    def count(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    attention = FlexDecodeAttention(
+        torch.compile(flex_attention, fullgraph=True, dynamic=False, backend=count)
+    )
+    case = Case([5, 20], page_tokens=4, spare=1, seed=0)
+    for width in (6, 12):
+        case.tables = case.tables[:, :1].expand(-1, width).contiguous()
+        case.attended(attention, Scores(0.2, None, None, None))
+        assert len(compiled) == 1
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
