@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,11 +29,10 @@ from lmtp_replicate.engine.transfer import host_tensor
 
 logger = logging.getLogger(__name__)
 
-_WARM_LENGTHS = (256, 1024)
-"""Lengths of streams whose steps are recorded at start; others are at their first use."""
-_LEAST = 256
-"""Tokens that the tables of a recording lead to: so many times a power of four. So there are few
-recordings, and none that looks at far too many."""
+_SPANS = (256, 1024)
+"""Tokens that the tables of a recording lead to: the first of these that is enough, or the last
+times a power of two, but no more than the context has. So there are few recordings, and none that
+looks at far too many. These are recorded at start, others at their first use."""
 _TIMED = 3
 """How often a recording is replayed to find out how long it takes."""
 
@@ -72,17 +72,20 @@ class DecodeGraphs:
         self._sizes = [1 << n for n in range((max_streams - 1).bit_length() + 1)]
         self._logits: Tensor | None = None
         self._recordings: dict[tuple[int, int], _Recording | None] = {}
+        self._worked: set[tuple[int, str]] = set()
+        """For which numbers of streams, and with which attention, there has been a recording."""
         self.replayed = 0
         """Steps that were replayed so far."""
 
     def warm_up(self) -> None:
         """Record what is common. Raises whatever the first recording that fails does."""
         # The largest first: the others fit into its memory.
-        wanted = [(n, at) for n in reversed(self._sizes) for at in reversed(_WARM_LENGTHS)]
-        for number, (streams, length) in enumerate(wanted, 1):
+        pairs = product(reversed(self._sizes), reversed(_SPANS))
+        wanted = dict.fromkeys(self._key(size, span) for size, span in pairs)
+        for number, (size, span) in enumerate(wanted, 1):
             with torch.inference_mode():
-                self.record(streams, length, self._attentions)
-            logger.info("Warm-up: decode step %d of %d, %d streams", number, len(wanted), streams)
+                self.record(size, span, self._attentions)
+            logger.info("Warm-up: decode step %d of %d, %d streams", number, len(wanted), size)
 
     def record(self, streams: int, longest: int, attentions: Sequence[DecodeAttention]) -> None:
         """Record the step of `streams` streams, the longest of `longest` tokens, with the fastest
@@ -123,18 +126,21 @@ class DecodeGraphs:
 
     def _record_late(self, size: int, span: int) -> None:
         """While streams wait: not for a compiler, which takes seconds."""
+        ready = [a for a in self._attentions if not a.is_compiled or (size, a.name) in self._worked]
         try:
-            self.record(size, span, [each for each in self._attentions if not each.is_compiled])
+            self.record(size, span, ready)
         except Exception:
             logger.warning("Steps of %d streams cannot be recorded.", size, exc_info=True)
             self._recordings[size, span] = None
 
     def _key(self, streams: int, longest: int) -> tuple[int, int]:
         """Which recording the step is, of how many streams and tokens of each."""
-        span = _LEAST
+        span = next((span for span in _SPANS if span >= longest), _SPANS[-1])
         while span < longest:
-            span *= 4
-        return 1 << (streams - 1).bit_length(), span
+            span *= 2
+        page_tokens = self._packed.pool.page_tokens
+        context = -(-self._context_length // page_tokens) * page_tokens
+        return 1 << (streams - 1).bit_length(), min(span, context)
 
     def _fastest(self, attentions: Sequence[DecodeAttention], size: int, span: int) -> _Recording:
         pages = -(-span // self._packed.pool.page_tokens)
@@ -149,6 +155,7 @@ class DecodeGraphs:
                 replay = self._capture(partial(self._run, ints, attention))
                 seconds = self._seconds(replay) if len(attentions) > 1 else 0.0
                 recorded.append((seconds, attention.name, _Recording(replay, ints)))
+                self._worked.add((size, attention.name))
             except Exception as error:
                 logger.info("No recording with %s attention: %s", attention.name, error)
                 failure = error

@@ -19,7 +19,7 @@ ScoreChange = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 _SHAPES = 256
-"""How many shapes may be compiled, one for each recording and kind of layer."""
+"""How many shapes may be compiled, one for each number of streams and kind of layer."""
 
 
 @cache
@@ -40,7 +40,7 @@ class FlexDecodeAttention:
     """`function`: `flex_attention`, compiled. As it is, it computes all of the pool: for tests."""
 
     name = "flex"
-    most = 1 << 18
+    most = 1 << 21
     is_compiled = True
 
     def __init__(self, function: Callable[..., Any] = _compiled) -> None:

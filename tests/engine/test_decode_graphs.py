@@ -223,6 +223,20 @@ def test_what_is_not_recorded_at_start_is_at_its_first_use_or_is_run(works: bool
         engine.close()
 
 
+@pytest.mark.parametrize(("context", "span"), [(4096, 2048), (1100, 1104)])
+def test_a_late_recording_looks_at_twice_the_streams_tokens_at_most(
+    context: int, span: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no longer than the context, in whole pages."""
+    network = tiny_network("gpt2", n_positions=context)
+    loaded = tiny_loaded("gpt2", network, context_length=context)
+    with caplog.at_level(logging.INFO):
+        engine = TorchEngine(loaded, EngineSettings(max_streams=1, decode_graphs=True), Tape())
+        answers(engine, [Generate(1, (3,) * 1023, 5)])
+        engine.close()
+    assert f"Steps of 1 streams and {span} tokens of each" in caplog.text
+
+
 def test_recording_can_be_switched_off_and_needs_a_gpu() -> None:
     tape = Tape()
     engine = engine_with("llama", tape, decode_graphs=False)
@@ -278,7 +292,7 @@ def test_each_step_is_recorded_with_the_attention_that_is_the_fastest(
         chosen = [
             r.getMessage() for r in caplog.records if r.getMessage().startswith("Steps of 1 ")
         ]
-        assert len(chosen) == 2
+        assert len(chosen) == 1
         assert all(message.endswith("gathered attention") for message in chosen)
         assert "No recording with unrecordable attention: item makes the host wait" in caplog.text
         judge = oracle("llama", engine)
@@ -286,6 +300,39 @@ def test_each_step_is_recorded_with_the_attention_that_is_the_fastest(
             judge.check(answer.op, answer.items)
     finally:
         engine.close()
+
+
+class Compiled(GatheredAttention):
+    """Stands for one that a compiler has made."""
+
+    name = "compiled"
+    is_compiled = True
+
+
+class NeverCompiled(Unrecordable):
+    """One that no compiler makes, as the first recordings show."""
+
+    name = "never compiled"
+    is_compiled = True
+
+
+def test_while_streams_wait_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What has been at the start is tried again, for longer streams."""
+    offer(monkeypatch, Slow(), NeverCompiled(), Compiled())
+    network = tiny_network("gpt2", n_positions=4096)
+    loaded = tiny_loaded("gpt2", network, context_length=4096)
+    with caplog.at_level(logging.INFO):
+        engine = TorchEngine(loaded, EngineSettings(max_streams=1, decode_graphs=True), Tape())
+        try:
+            assert caplog.text.count("No recording with never compiled attention") == 2
+            caplog.clear()
+            answers(engine, [Generate(1, (3,) * 1023, 5)])
+        finally:
+            engine.close()
+    assert "tokens of each: compiled attention" in caplog.text
+    assert "never compiled" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
