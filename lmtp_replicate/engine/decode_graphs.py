@@ -78,19 +78,21 @@ class DecodeGraphs:
         """Steps that were replayed so far."""
 
     def warm_up(self) -> None:
-        """Record what is common. Raises whatever the first recording that fails does."""
+        """Record what is common. Raises RuntimeError when nothing of it can be recorded."""
         # The largest first: the others fit into its memory.
         pairs = product(reversed(self._sizes), reversed(_SPANS))
         wanted = dict.fromkeys(self._key(size, span) for size, span in pairs)
+        failure = ""
         for number, (size, span) in enumerate(wanted, 1):
             with torch.inference_mode():
-                self.record(size, span, self._attentions)
+                failure = self._try(size, span, self._attentions) or failure
             logger.info("Warm-up: decode step %d of %d, %d streams", number, len(wanted), size)
+        if not any(self._recordings.values()):
+            raise RuntimeError(failure)
 
     def record(self, streams: int, longest: int, attentions: Sequence[DecodeAttention]) -> None:
         """Record the step of `streams` streams, the longest of `longest` tokens, with the fastest
-        of `attentions`, if it is to be. Raises what the last of them does, if none can be
-        recorded."""
+        of `attentions`, if it is to be. Raises RuntimeError if none can be recorded."""
         size, span = self._key(streams, longest)
         attentions = [attention for attention in attentions if size * span <= attention.most]
         if attentions and (size, span) not in self._recordings:
@@ -127,11 +129,17 @@ class DecodeGraphs:
     def _record_late(self, size: int, span: int) -> None:
         """While streams wait: not for a compiler, which takes seconds."""
         ready = [a for a in self._attentions if not a.is_compiled or (size, a.name) in self._worked]
+        self._try(size, span, ready)
+
+    def _try(self, size: int, span: int, attentions: Sequence[DecodeAttention]) -> str:
+        """`record`, and where that fails have such steps run from now on; returns why."""
         try:
-            self.record(size, span, ready)
-        except Exception:
-            logger.warning("Steps of %d streams cannot be recorded.", size, exc_info=True)
+            self.record(size, span, attentions)
+        except Exception as error:
+            logger.warning("Steps of %d streams cannot be recorded: %s", size, error)
             self._recordings[size, span] = None
+            return str(error)
+        return ""
 
     def _key(self, streams: int, longest: int) -> tuple[int, int]:
         """Which recording the step is, of how many streams and tokens of each."""
@@ -149,7 +157,7 @@ class DecodeGraphs:
         # As far as they may ever be: what an attention takes may depend on it.
         ints[:, 1] = min(span, self._context_length) - 1
         recorded: list[tuple[float, str, _Recording]] = []
-        failure: Exception | None = None
+        failure = ""
         for attention in attentions:
             try:
                 replay = self._capture(partial(self._run, ints, attention))
@@ -158,10 +166,10 @@ class DecodeGraphs:
                 self._worked.add((size, attention.name))
             except Exception as error:
                 logger.info("No recording with %s attention: %s", attention.name, error)
-                failure = error
+                # The error itself would hold on to the graph that came to nothing.
+                failure = str(error) or type(error).__name__
         if not recorded:
-            assert failure is not None
-            raise failure
+            raise RuntimeError(failure)
         _, name, best = min(recorded, key=lambda each: each[0])
         logger.info("Steps of %d streams and %d tokens of each: %s attention", size, span, name)
         return best

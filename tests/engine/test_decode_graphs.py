@@ -49,14 +49,16 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Tape:
-    """A stand-in for `CudaCapture`. Fails from the `failing`-th recording on."""
+    """A stand-in for `CudaCapture`. After `failing` recordings, the next `failures` fail."""
 
-    def __init__(self, failing: int | None = None) -> None:
+    def __init__(self, failing: int | None = None, failures: int = 10**6) -> None:
         self.recorded = 0
         self._failing = failing
+        self._failures = failures
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        if self.recorded == self._failing:
+        if self.recorded == self._failing and self._failures:
+            self._failures -= 1
             raise RuntimeError("out of tape")
         self.recorded += 1
         with NoWaiting():
@@ -195,12 +197,29 @@ def test_an_attention_that_computes_something_else_is_found_out(
 
 
 def test_a_warm_up_that_fails_leaves_the_engine_as_it_was_without() -> None:
-    engine = engine_with("llama", Tape(failing=2))
+    engine = engine_with("llama", Tape(failing=1))
     try:
         details = engine.info().details
         assert details["decode"] == "run"
         assert "the warm-up failed: RuntimeError: out of tape" in details["decode_reason"]
         assert len(answers(engine, [Generate(1, (3, 4), 3)])[0].wait()) <= 3
+    finally:
+        engine.close()
+
+
+def test_a_step_that_cannot_be_recorded_is_run_and_the_others_are_replayed() -> None:
+    """The first recording at start, after the proof's, is for 4 streams; 2 and 1 follow."""
+    tape = Tape(failing=1, failures=1)
+    engine = engine_with("llama", tape, max_streams=4)
+    try:
+        assert engine.info().details["decode"] == "recorded"
+        assert tape.recorded == 3
+        judge = oracle("llama", engine)
+        for streams in (4, 1):
+            for answer in answers(engine, [Generate(n, (3, n), 9) for n in range(streams)]):
+                judge.check(answer.op, answer.items)
+        assert replayed(engine) > 0
+        assert tape.recorded == 3, "it is not tried again and again"
     finally:
         engine.close()
 
