@@ -12,3 +12,10 @@ def choose_kernels(device: torch.device) -> None:
     grow with every step."""
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def make_current(device: torch.device) -> None:
+    """For the calling thread: every new one starts on the first GPU, where kernels that are not
+    torch's own, Triton's and bitsandbytes' among them, would be launched."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)

@@ -25,6 +25,7 @@ from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.sampling import Choice, Draw, Outcome, Sampler, Scored
 from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.engine.threads import begin_thread
 from lmtp_replicate.protocol.messages import (
     Ending,
     ErrorItem,
@@ -69,12 +70,14 @@ class StepLoop:
         model: Forward,
         sampler: Sampler,
         pace: Pace,
+        device: torch.device,
     ) -> None:
         self._admission = admission
         self._scheduler = scheduler
         self._model = model
         self._sampler = sampler
         self._pace = pace
+        self._device = device
         self._changed = threading.Condition()
         self._inbox: list[Submission] = []
         self._open: dict[Stream, Submission] = {}
@@ -118,9 +121,8 @@ class StepLoop:
             self._thread.join()
 
     def _run(self) -> None:
-        # A new thread forgets the limit for what MKL and oneDNN do, until it is set in it again.
-        torch.set_num_threads(torch.get_num_threads())
         try:
+            begin_thread(self._device)
             with torch.inference_mode():
                 while self._wait():
                     self._take_inbox()

@@ -69,13 +69,15 @@ class TorchEngine:
                 settings.compile_kernels,
                 kv_budget.pool_kind(loaded.device, settings),
                 capture,
-            )
+            ),
+            loaded.device,
         )
         if capture is None:
             verdict = replace(verdict, decode_reason=uncaptured)
         moved = move_weights(loaded.model)
         pool = kv_budget.pool(loaded, verdict.bytes_per_token, settings)
-        sampler = Sampler(loaded.vocab_size, in_passing_thread(lambda: _choice(loaded, settings)))
+        choice = in_passing_thread(lambda: _choice(loaded, settings), loaded.device)
+        sampler = Sampler(loaded.vocab_size, choice)
         self._store: KVStore | None = None
         model: PackedModel | OneByOneModel | DecodeGraphs
         prefix: PrefixIndex = NullPrefixIndex()
@@ -84,7 +86,7 @@ class TorchEngine:
             self._store = packed.store
             if loaded.device.type == "cuda":
                 most = min(settings.chunk_tokens, context_length)
-                in_passing_thread(lambda: run_prompt(packed, sampler, most))
+                in_passing_thread(lambda: run_prompt(packed, sampler, most), loaded.device)
             model, verdict = _recorded(packed, verdict, capture, settings, context_length)
             if settings.reuse_prefixes:
                 prefix = RadixPrefixIndex(pool)
@@ -105,6 +107,7 @@ class TorchEngine:
             model,
             sampler,
             pace,
+            loaded.device,
         )
         self._loop.start()
 
@@ -148,7 +151,7 @@ def _recorded(
         return packed, verdict
     graphs = DecodeGraphs(packed, verdict.decode, capture, settings.max_streams, context_length)
     try:
-        in_passing_thread(graphs.warm_up)
+        in_passing_thread(graphs.warm_up, packed.device)
     except Exception as error:
         logger.warning("Decode steps are not recorded: the warm-up failed.", exc_info=True)
         reason = f"the warm-up failed: {type(error).__name__}: {error}"

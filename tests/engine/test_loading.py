@@ -191,9 +191,10 @@ def test_torch_is_told_of_the_device_before_the_model_runs(
 ) -> None:
     order: list[object] = []
     monkeypatch.setattr(loading, "choose_kernels", order.append)
+    monkeypatch.setattr(loading, "make_current", order.append)
     monkeypatch.setattr(loading, "require_causal", lambda *_: order.append("runs"))
     load(save(), LoadOptions(device="cpu"))
-    assert order == [CPU, "runs"]
+    assert order == [CPU, CPU, "runs"]
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
