@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.functional import pad
 
 from lmtp_replicate.engine.attention import Scores
 from lmtp_replicate.engine.decode_attention import Reads
@@ -49,9 +50,10 @@ class FlexDecodeAttention:
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, reads: Reads, scores: Scores
     ) -> Tensor:
-        tokens = keys.shape[0]
+        tokens, shared = keys.shape[0], query.shape[1] // keys.shape[1]
+        padded = 1 << (shared - 1).bit_length()
         attended = self._function(
-            query[:, :, None],
+            _regrouped(query, shared, padded)[:, :, None],
             *(tensor.transpose(0, 1)[None] for tensor in (keys, values)),
             score_mod=_softcapped(scores.softcap) if scores.softcap else None,
             block_mask=reads.once(
@@ -62,11 +64,22 @@ class FlexDecodeAttention:
             return_aux=AuxRequest(lse=True) if scores.sinks is not None else None,
         )
         if scores.sinks is None:
-            return attended[:, :, 0]  # type: ignore[no-any-return]
+            return _regrouped(attended[:, :, 0], padded, shared)
         output, auxiliary = attended
+        lse = _regrouped(auxiliary.lse, padded, shared)
         # A sink is one more term in the softmax's sum: a share is left to the others.
-        share = torch.sigmoid(auxiliary.lse - scores.sinks[:, None].to(auxiliary.lse.dtype))
-        return (output * share[..., None].to(output.dtype))[:, :, 0]  # type: ignore[no-any-return]
+        share = torch.sigmoid(lse - scores.sinks[:, None].to(lse.dtype))
+        return _regrouped(output[:, :, 0], padded, shared) * share.to(output.dtype)
+
+
+def _regrouped(heads: Tensor, shared: int, wanted: int) -> Tensor:
+    """`heads`, `[stream, query_head, dim]`, with `wanted` query heads to a key head instead of
+    `shared`, of which zeros are the last or none. The kernel for single queries takes powers of two
+    only, and the other one no pages as small as ours (torch._inductor.kernel.flex)."""
+    if wanted == shared:
+        return heads
+    grouped = heads.reshape(len(heads), -1, shared, heads.shape[2])
+    return pad(grouped, (0, 0, 0, wanted - shared)).flatten(1, 2)
 
 
 def block_mask(reads: Reads, window: int | None, tokens: int) -> BlockMask:
