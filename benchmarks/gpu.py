@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 
@@ -22,29 +22,47 @@ from benchmarks.tables import plain_table
 from benchmarks.trace import figures
 from benchmarks.workload import Source
 
-SIDES = ("ours bf16", "ours bf16 graphs", "ours 8bit", "ours 4bit", "upstream bf16")
+SIDES = (
+    "ours bf16",
+    "ours bf16 graphs",
+    "ours 8bit",
+    "ours 4bit",
+    "ours 4bit graphs",
+    "upstream bf16",
+)
 LAYER_BYTES = {"bf16": 2.0, "8bit": 1.0, "4bit": 0.5625}
 """Bytes per weight of the layers' matrices. 4 bits have a float32 scale per 64 weights beside them.
 Embeddings and the output head stay bf16."""
 CASES = {"1": 1, "32": 32, "64": 64}
-COPIED_BYTES = 4 << 30
+MOVED_BYTES = 4 << 30
 
 
 def memory_bandwidth() -> float:
-    """Bytes per second the device's memory moves, by a copy within it: it reads and writes all
-    bytes, and what only reads can have the whole."""
+    """Bytes per second the device's memory moves: by a copy within it, which reads and writes all
+    bytes, or by a sum, which only reads, as a decode step does; whichever is faster."""
     import torch
 
-    source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device="cuda")
+    source = torch.zeros(MOVED_BYTES // 4, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
+    copied = 2 * MOVED_BYTES / _seconds(partial(target.copy_, source))
+    read = MOVED_BYTES / _seconds(source.sum)
+    del source, target
+    torch.cuda.empty_cache()  # else this process would hold it while the servers' memory is sized
+    return max(copied, read)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of the device, to do `work`."""
+    import torch
+
     times = []
     for _ in range(10):
         torch.cuda.synchronize()
         start = perf_counter()
-        target.copy_(source)
+        work()
         torch.cuda.synchronize()
         times.append(perf_counter() - start)
-    return 2 * COPIED_BYTES / statistics.median(times)
+    return statistics.median(times)
 
 
 def step_bytes(shape: Shape, kind: str) -> float:
@@ -59,6 +77,11 @@ class GpuWork:
         self._lengths = lengths
         self._new = new
         self.first = FirstAnswers()
+
+    async def warm_up(self, side: WebSocketSide) -> None:
+        """Every number of streams is another shape, for which libraries choose kernels."""
+        for case in CASES:
+            await self.measure(side, case, "warm-up")
 
     async def measure(self, side: WebSocketSide, case: str, number: object) -> Mapping[str, float]:
         streams = CASES[case]
@@ -86,6 +109,9 @@ async def compare(command: Command, shape: Shape) -> int:
         "ours bf16 graphs": partial(server, "ours bf16 graphs", has_decode_graphs=True),
         "ours 8bit": partial(server, "ours 8bit", quantize="8bit"),
         "ours 4bit": partial(server, "ours 4bit", quantize="4bit"),
+        "ours 4bit graphs": partial(
+            server, "ours 4bit graphs", quantize="4bit", has_decode_graphs=True
+        ),
         "upstream bf16": partial(
             UpstreamServer, "upstream bf16", folder, "bfloat16", logs, cuda=True
         ),
@@ -97,7 +123,7 @@ async def compare(command: Command, shape: Shape) -> int:
         rounds = Rounds(result.not_run)
         try:
             await rounds.open({name: makers[name]})
-            await rounds.warm_up(lambda side: work.measure(side, "32", "warm-up"))
+            await rounds.warm_up(work.warm_up)
             result.measurements += await rounds.measure(
                 list(CASES), command.options.rounds, work.measure
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +27,12 @@ _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 @dataclass(slots=True)
 class Norms:
-    """The norms of a model that are run by our code, and why no others."""
+    """The norms of a model that are not run by transformers' code, and why no others. `state`: by
+    whose these are."""
 
     reason: str
     compiled: list[nn.Module] = field(default_factory=list)
+    state: str = "compiled"
 
     def restore(self, reason: str) -> None:
         """Have transformers compute them again, because of `reason`."""
@@ -44,7 +47,7 @@ def compile_norms(model: PreTrainedModel) -> Norms:
     """Have our code compute what in `model` is called an RMSNorm, lies on a CPU in the model's
     dtype, and is found to compute the same. The modules stay where they are."""
     dtype = model.dtype
-    candidates = [module for module in model.modules() if _is_candidate(module, dtype)]
+    candidates = [module for module in model.modules() if is_candidate(module, dtype, "cpu")]
     if not candidates:
         return Norms("none that can be compiled")
     compiled, why = kernels(dtype)
@@ -53,7 +56,7 @@ def compile_norms(model: PreTrainedModel) -> Norms:
     norms = Norms("those that agree with transformers' own")
     for norm in candidates:
         forward = CompiledNorm(norm, compiled)
-        if forward.is_possible and _agrees(norm, forward):
+        if forward.is_possible and agrees(norm, forward):
             norm.forward = forward
             norms.compiled.append(norm)
     return norms
@@ -71,7 +74,7 @@ class CompiledNorm:
     def __init__(self, norm: nn.Module, compiled: Kernels) -> None:
         self._plain = norm.forward
         self._weight: Tensor = norm.weight  # type: ignore[assignment]
-        self._epsilon = _epsilon(norm)
+        self._epsilon = epsilon_of(norm)
         self.is_possible = self._weight.shape[0] % compiled.width == 0
         """Whether the rows are whole vectors."""
         self._function = compiled.rms_norm
@@ -111,7 +114,8 @@ class CompiledNorm:
         return output
 
 
-def _is_candidate(module: nn.Module, dtype: torch.dtype) -> bool:
+def is_candidate(module: nn.Module, dtype: torch.dtype, device: str) -> bool:
+    """Whether it may be a norm that others can compute, in `dtype`, on that type of device."""
     weight = getattr(module, "weight", None)
     return (
         type(module).__name__.endswith("RMSNorm")
@@ -119,29 +123,31 @@ def _is_candidate(module: nn.Module, dtype: torch.dtype) -> bool:
         and isinstance(weight, Tensor)
         and weight.dim() == 1
         and weight.dtype == dtype in DTYPES
-        and weight.device.type == "cpu"
+        and weight.device.type == device
         and weight.is_contiguous()
-        and isinstance(_epsilon(module), float)
+        and isinstance(epsilon_of(module), float)
         and not (module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
     )
 
 
-def _epsilon(norm: nn.Module) -> Any:
+def epsilon_of(norm: nn.Module) -> Any:
     """Its two names in transformers."""
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
-def _agrees(norm: nn.Module, compiled: CompiledNorm) -> bool:
-    dim, dtype = compiled._weight.shape[0], compiled.dtype
+def agrees(norm: nn.Module, other: Callable[[Tensor], Tensor]) -> bool:
+    """Whether `other` computes what `norm` does."""
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    dim, dtype = weight.shape[0], weight.dtype
     random = torch.Generator().manual_seed(dim)
     for rows in _TRIED_ROWS:
-        x = torch.randn(1, rows, dim, generator=random).to(dtype)
+        x = torch.randn(1, rows, dim, generator=random).to(weight)
         for scaled in (x, x * 1e-3):  # where epsilon matters
             try:
                 expected = norm(scaled)
             except Exception:  # it wants more than one argument: another kind of norm
                 return False
-            error = (compiled(scaled) - expected).abs().max()
+            error = (other(scaled) - expected).abs().max()
             if not error <= _TOLERANCES[dtype] * expected.abs().max():
                 return False
     return True

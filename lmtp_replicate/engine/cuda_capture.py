@@ -3,6 +3,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -18,7 +19,6 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._first: torch.cuda.CUDAGraph | None = None
 
@@ -32,12 +32,19 @@ class CudaCapture:
             with _no_waiting():
                 work()
         current.wait_stream(self._stream)
+        # A pool whose graphs are all gone, as after a first capture that failed, must not be used
+        # again.
+        pool = torch.cuda.graph_pool_handle() if self._first is None else self._first.pool()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            work()
-        # A pool whose graphs are all gone must not be used again.
+        with _no_collecting():
+            try:
+                with torch.cuda.graph(
+                    graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    work()
+            finally:
+                # torch.cuda.graph leaves the thread on its own stream if the capture's end fails.
+                torch.cuda.set_stream(current)
         self._first = self._first or graph
         return graph.replay
 
@@ -62,3 +69,15 @@ def _no_waiting() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _no_collecting() -> Iterator[None]:
+    """What is garbage stays: to destroy an old graph is an error while another is recorded."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -21,8 +21,8 @@ Made = TypeVar("Made")
 
 class DecodeAttention(Protocol):
     """One way to compute it. `name` is told in MODEL_INFO. `most`: up to how many tokens of all
-    streams together, with what rounding adds, it is worth trying. `is_compiled`: whether each shape
-    is compiled first, for seconds."""
+    streams together, with what rounding adds, it is worth trying. `is_compiled`: whether a compiler
+    is awaited first, for each number of streams, for seconds."""
 
     name: str
     most: int

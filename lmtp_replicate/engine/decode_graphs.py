@@ -3,7 +3,7 @@
 A recording has fixed shapes and addresses. So there is one for each number of streams of a row of
 powers of two, and each width of their tables, which reads a static buffer of numbers and leaves its
 logits in one static tensor. Rows beyond the step's streams write to a page of the store that is
-nobody's, and their logits are not looked at. Everything but decode steps runs as without.
+nobody's, and their logits are not looked at. Prompts beside decoding streams run as without.
 
 Which attention is the fastest depends on the device, the model and the shape: each recording is
 made with all of them, and the fastest stays.
@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,11 +29,10 @@ from lmtp_replicate.engine.transfer import host_tensor
 
 logger = logging.getLogger(__name__)
 
-_WARM_LENGTHS = (256, 1024)
-"""Lengths of streams whose steps are recorded at start; others are at their first use."""
-_LEAST = 256
-"""Tokens that the tables of a recording lead to: so many times a power of four. So there are few
-recordings, and none that looks at far too many."""
+_SPANS = (256, 1024)
+"""Tokens that the tables of a recording lead to: the first of these that is enough, or the last
+times a power of two, but no more than the context has. So there are few recordings, and none that
+looks at far too many. These are recorded at start, others at their first use."""
 _TIMED = 3
 """How often a recording is replayed to find out how long it takes."""
 
@@ -72,22 +72,27 @@ class DecodeGraphs:
         self._sizes = [1 << n for n in range((max_streams - 1).bit_length() + 1)]
         self._logits: Tensor | None = None
         self._recordings: dict[tuple[int, int], _Recording | None] = {}
+        self._worked: set[tuple[int, str]] = set()
+        """For which numbers of streams, and with which attention, there has been a recording."""
         self.replayed = 0
         """Steps that were replayed so far."""
 
     def warm_up(self) -> None:
-        """Record what is common. Raises whatever the first recording that fails does."""
+        """Record what is common. Raises RuntimeError when nothing of it can be recorded."""
         # The largest first: the others fit into its memory.
-        wanted = [(n, at) for n in reversed(self._sizes) for at in reversed(_WARM_LENGTHS)]
-        for number, (streams, length) in enumerate(wanted, 1):
+        pairs = product(reversed(self._sizes), reversed(_SPANS))
+        wanted = dict.fromkeys(self._key(size, span) for size, span in pairs)
+        failure = ""
+        for number, (size, span) in enumerate(wanted, 1):
             with torch.inference_mode():
-                self.record(streams, length, self._attentions)
-            logger.info("Warm-up: decode step %d of %d, %d streams", number, len(wanted), streams)
+                failure = self._try(size, span, self._attentions) or failure
+            logger.info("Warm-up: decode step %d of %d, %d streams", number, len(wanted), size)
+        if not any(self._recordings.values()):
+            raise RuntimeError(failure)
 
     def record(self, streams: int, longest: int, attentions: Sequence[DecodeAttention]) -> None:
         """Record the step of `streams` streams, the longest of `longest` tokens, with the fastest
-        of `attentions`, if it is to be. Raises what the last of them does, if none can be
-        recorded."""
+        of `attentions`, if it is to be. Raises RuntimeError if none can be recorded."""
         size, span = self._key(streams, longest)
         attentions = [attention for attention in attentions if size * span <= attention.most]
         if attentions and (size, span) not in self._recordings:
@@ -96,38 +101,54 @@ class DecodeGraphs:
     def forward(self, plan: Plan) -> Tensor:
         """Logits of the plan's rows: `[rows, width]`; those of a replayed step are valid until the
         next one."""
-        recording = self._recording(plan)
+        decoding, others = plan.works[: plan.decoding], plan.works[plan.decoding :]
+        recording = self._recording(decoding)
         if recording is None:
             return self._packed.forward(plan)
-        self._packed.prepare(plan.changes, max(map(self._packed.address, plan.works)) + 1)
-        self._fill(recording.ints, plan.works)
+        self._packed.prepare(plan.changes, max(map(self._packed.address, decoding)) + 1)
+        self._fill(recording.ints, decoding)
+        # First: the device is at it while the host gets on with the others.
         recording.replay()
         self.replayed += 1
         assert self._logits is not None
-        return self._logits[: len(plan.works)]
+        logits = self._logits[: len(decoding)]
+        if not others:
+            return logits
+        # They read every weight once more. But their step is bound by its launches, of which the
+        # attention of all streams that decode, some batches of them in each layer, is spared.
+        return torch.cat([logits, self._packed.forward(Plan(works=others))])
 
-    def _recording(self, plan: Plan) -> _Recording | None:
-        if plan.decoding < len(plan.works) or not 0 < len(plan.works) <= self._sizes[-1]:
+    def _recording(self, works: list[Work]) -> _Recording | None:
+        if not 0 < len(works) <= self._sizes[-1]:
             return None
-        key = self._key(len(plan.works), max(work.stop for work in plan.works))
+        key = self._key(len(works), max(work.stop for work in works))
         if key not in self._recordings:
             self._record_late(*key)
         return self._recordings.get(key)
 
     def _record_late(self, size: int, span: int) -> None:
         """While streams wait: not for a compiler, which takes seconds."""
+        ready = [a for a in self._attentions if not a.is_compiled or (size, a.name) in self._worked]
+        self._try(size, span, ready)
+
+    def _try(self, size: int, span: int, attentions: Sequence[DecodeAttention]) -> str:
+        """`record`, and where that fails have such steps run from now on; returns why."""
         try:
-            self.record(size, span, [each for each in self._attentions if not each.is_compiled])
-        except Exception:
-            logger.warning("Steps of %d streams cannot be recorded.", size, exc_info=True)
+            self.record(size, span, attentions)
+        except Exception as error:
+            logger.warning("Steps of %d streams cannot be recorded: %s", size, error)
             self._recordings[size, span] = None
+            return str(error)
+        return ""
 
     def _key(self, streams: int, longest: int) -> tuple[int, int]:
         """Which recording the step is, of how many streams and tokens of each."""
-        span = _LEAST
+        span = next((span for span in _SPANS if span >= longest), _SPANS[-1])
         while span < longest:
-            span *= 4
-        return 1 << (streams - 1).bit_length(), span
+            span *= 2
+        page_tokens = self._packed.pool.page_tokens
+        context = -(-self._context_length // page_tokens) * page_tokens
+        return 1 << (streams - 1).bit_length(), min(span, context)
 
     def _fastest(self, attentions: Sequence[DecodeAttention], size: int, span: int) -> _Recording:
         pages = -(-span // self._packed.pool.page_tokens)
@@ -136,18 +157,19 @@ class DecodeGraphs:
         # As far as they may ever be: what an attention takes may depend on it.
         ints[:, 1] = min(span, self._context_length) - 1
         recorded: list[tuple[float, str, _Recording]] = []
-        failure: Exception | None = None
+        failure = ""
         for attention in attentions:
             try:
                 replay = self._capture(partial(self._run, ints, attention))
                 seconds = self._seconds(replay) if len(attentions) > 1 else 0.0
                 recorded.append((seconds, attention.name, _Recording(replay, ints)))
+                self._worked.add((size, attention.name))
             except Exception as error:
                 logger.info("No recording with %s attention: %s", attention.name, error)
-                failure = error
+                # The error itself would hold on to the graph that came to nothing.
+                failure = str(error) or type(error).__name__
         if not recorded:
-            assert failure is not None
-            raise failure
+            raise RuntimeError(failure)
         _, name, best = min(recorded, key=lambda each: each[0])
         logger.info("Steps of %d streams and %d tokens of each: %s attention", size, span, name)
         return best

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.functional import pad
 
 from lmtp_replicate.engine.attention import Scores
 from lmtp_replicate.engine.decode_attention import Reads
@@ -19,7 +20,7 @@ ScoreChange = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 _SHAPES = 256
-"""How many shapes may be compiled, one for each recording and kind of layer."""
+"""How many shapes may be compiled, one for each number of streams and kind of layer."""
 
 
 @cache
@@ -40,7 +41,7 @@ class FlexDecodeAttention:
     """`function`: `flex_attention`, compiled. As it is, it computes all of the pool: for tests."""
 
     name = "flex"
-    most = 1 << 18
+    most = 1 << 21
     is_compiled = True
 
     def __init__(self, function: Callable[..., Any] = _compiled) -> None:
@@ -49,9 +50,10 @@ class FlexDecodeAttention:
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, reads: Reads, scores: Scores
     ) -> Tensor:
-        tokens = keys.shape[0]
+        tokens, shared = keys.shape[0], query.shape[1] // keys.shape[1]
+        padded = 1 << (shared - 1).bit_length()
         attended = self._function(
-            query[:, :, None],
+            _regrouped(query, shared, padded)[:, :, None],
             *(tensor.transpose(0, 1)[None] for tensor in (keys, values)),
             score_mod=_softcapped(scores.softcap) if scores.softcap else None,
             block_mask=reads.once(
@@ -62,11 +64,22 @@ class FlexDecodeAttention:
             return_aux=AuxRequest(lse=True) if scores.sinks is not None else None,
         )
         if scores.sinks is None:
-            return attended[:, :, 0]  # type: ignore[no-any-return]
+            return _regrouped(attended[:, :, 0], padded, shared)
         output, auxiliary = attended
+        lse = _regrouped(auxiliary.lse, padded, shared)
         # A sink is one more term in the softmax's sum: a share is left to the others.
-        share = torch.sigmoid(auxiliary.lse - scores.sinks[:, None].to(auxiliary.lse.dtype))
-        return (output * share[..., None].to(output.dtype))[:, :, 0]  # type: ignore[no-any-return]
+        share = torch.sigmoid(lse - scores.sinks[:, None].to(lse.dtype))
+        return _regrouped(output[:, :, 0], padded, shared) * share.to(output.dtype)
+
+
+def _regrouped(heads: Tensor, shared: int, wanted: int) -> Tensor:
+    """`heads`, `[stream, query_head, dim]`, with `wanted` query heads to a key head instead of
+    `shared`, of which zeros are the last or none. The kernel for single queries takes powers of two
+    only, and the other one no pages as small as ours (torch._inductor.kernel.flex)."""
+    if wanted == shared:
+        return heads
+    grouped = heads.reshape(len(heads), -1, shared, heads.shape[2])
+    return pad(grouped, (0, 0, 0, wanted - shared)).flatten(1, 2)
 
 
 def block_mask(reads: Reads, window: int | None, tokens: int) -> BlockMask:
@@ -74,11 +87,14 @@ def block_mask(reads: Reads, window: int | None, tokens: int) -> BlockMask:
 
     The kernel visits the pages in the order of the tables, whatever their numbers; what it asks the
     mask for are addresses of the pool, so that `logical` leads back to the stream's tokens."""
-    size, pages = reads.page_tokens, tokens // reads.page_tokens
+    # The mask must not hold on to `reads`, which keeps it: only the garbage collector would free
+    # the step's tensors then.
+    size, lengths = reads.page_tokens, reads.lengths
+    pages = tokens // size
     streams, width = reads.tables.shape
     order = torch.arange(width, device=reads.tables.device)
-    last = (reads.lengths[:, None] - 1) // size
-    first = (reads.lengths[:, None] - window).clamp_min(0) // size if window else last * 0
+    last = (lengths[:, None] - 1) // size
+    first = (lengths[:, None] - window).clamp_min(0) // size if window else last * 0
     # Behind a stream's last page its table repeats that one.
     own = torch.minimum(order, last)
     logical = reads.tables.new_full((streams, pages), -1)
@@ -90,8 +106,8 @@ def block_mask(reads: Reads, window: int | None, tokens: int) -> BlockMask:
     def sees(stream: Tensor, _head: Tensor, _query: Tensor, address: Tensor) -> Tensor:
         page = logical[stream, address // size]
         index = page * size + address % size
-        is_seen = (page >= 0) & (index < reads.lengths[stream])
-        return is_seen & (index >= reads.lengths[stream] - window) if window else is_seen
+        is_seen = (page >= 0) & (index < lengths[stream])
+        return is_seen & (index >= lengths[stream] - window) if window else is_seen
 
     return BlockMask.from_kv_blocks(
         (last - first + 1)[:, None].int(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import torch
 
@@ -44,10 +45,31 @@ def pool_kind(device: torch.device, settings: EngineSettings) -> type[PagePool]:
 def _spare_bytes(loaded: LoadedModel, settings: EngineSettings) -> int:
     if loaded.device.type == "cuda":
         torch.cuda.empty_cache()  # what the proof has left behind is free
-        free, _total = torch.cuda.mem_get_info(loaded.device)
-        return gpu_bytes(free, loaded.vocab_size, settings.max_streams)
+        return int(
+            min(
+                gpu_bytes(_free(device), loaded.vocab_size, settings.max_streams) / share
+                for device, share in layer_shares(loaded).items()
+            )
+        )
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(_CPU_BYTES, installed // 4)
+
+
+def layer_shares(loaded: LoadedModel) -> dict[torch.device, float]:
+    """On which devices the model's layers are, and which share of them: a layer has its keys and
+    values with it."""
+    devices: dict[int, torch.device] = {}
+    for module in loaded.model.modules():
+        index, weight = getattr(module, "layer_idx", None), next(module.parameters(), None)
+        if isinstance(index, int) and weight is not None:
+            devices[index] = weight.device
+    counts = Counter(devices.values()) or Counter([loaded.device])
+    return {device: count / counts.total() for device, count in counts.items()}
+
+
+def _free(device: torch.device) -> int:
+    free, _total = torch.cuda.mem_get_info(device)
+    return free
 
 
 def gpu_bytes(free: int, vocab_size: int, max_streams: int) -> int:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lmtp_replicate.engine import model_facts
 from lmtp_replicate.engine.causality import require_causal
 from lmtp_replicate.engine.checkpoint import Checkpoint, find_checkpoint
+from lmtp_replicate.engine.gpu import choose_kernels, make_current
 from lmtp_replicate.engine.load_failures import translated
 from lmtp_replicate.engine.options import QUANTIZATION_PREFIXES, LoadOptions
 from lmtp_replicate.engine.precision import (
@@ -66,6 +67,8 @@ def load(model: str | Path, options: LoadOptions) -> LoadedModel:
     with translated(str(model)):
         config = _config(checkpoint, options)
         device = _device(options)
+        choose_kernels(device)
+        make_current(device)
         saved = _saved_dtype(config)
         precision = choose_precision(options.dtype, saved, device)
         own = getattr(config, "quantization_config", None)

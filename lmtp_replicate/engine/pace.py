@@ -6,6 +6,11 @@ is the n for which D(d) + c·n = `SLOWDOWN`·D(d), since no fixed number of toke
 stream and for thirty, for a laptop and for a GPU. `c` includes a step's fixed costs at the n of
 late, so the room moves to its fixed point within a few steps.
 
+There is always room for `LEAST` tokens. On a GPU that takes a decode step from a recording in a
+fraction of the time, a step with a prompt costs its launches, several decode steps' time, however
+few tokens it has: D(d) + c·n would never be small enough, and a long prompt run by 16 tokens would
+pay those launches hundreds of times. There `LEAST_ON_GPU` tokens cost hardly more than one.
+
 A short prompt, one of at most `SHORT_TOKENS` that is over after `SHORT_STEPS` steps, may add up to
 `SHORT_SECONDS` to each of them, reckoned by what a token took where nothing decoded: others wait
 for it a second at most. While a prompt is run the steps go by with fewer streams than there could
@@ -23,6 +28,7 @@ from typing import NamedTuple
 
 SLOWDOWN = 2.0
 LEAST = 16
+LEAST_ON_GPU = 512
 SHORT_SECONDS = 0.5
 SHORT_STEPS = 2
 SHORT_TOKENS = 1024
@@ -45,10 +51,12 @@ class Room(NamedTuple):
 
 
 class Pace:
-    """Measured step times. `chunk_tokens`: the most room that any step has."""
+    """Measured step times. `chunk_tokens`: the most room that any step has; `least`: the least,
+    unless that is more."""
 
-    def __init__(self, chunk_tokens: int) -> None:
+    def __init__(self, chunk_tokens: int, least: int = LEAST) -> None:
         self._chunk_tokens = chunk_tokens
+        self._least = least
         self._decode_seconds: dict[int, float] = {}  # by bit length of the number of streams
         self._token_seconds: float | None = None
         self._alone_seconds: float | None = None
@@ -71,7 +79,7 @@ class Pace:
 
     def _fitting(self, seconds: float, token_seconds: float | None) -> int:
         fitting = 0 if token_seconds is None else int(seconds / max(token_seconds, 1e-9))
-        return min(max(LEAST, fitting), self._chunk_tokens)
+        return min(max(self._least, fitting), self._chunk_tokens)
 
     def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """A step of so many decoding streams and prompt tokens took so long."""

@@ -44,8 +44,11 @@ class PackedModel:
 
     def forward(self, plan: Plan) -> Tensor:
         """Logits of the plan's rows: `[rows, width]`, in the model's dtype."""
+        # First, since it takes no memory on a device: if that does not suffice for the rest, what
+        # the scheduler believes of the other streams' keys and values is true nevertheless.
+        self.store.change(plan.changes)
         layout = lay_out(plan, self.pool, self.device)
-        self.prepare(plan.changes, layout.end)
+        self.store.extend(layout.end)
         # Not every layer type takes an empty batch: a step without rows computes one in vain.
         kept = layout.rows if len(layout.rows) else layout.rows.new_zeros(1)
         step = self._step(layout)

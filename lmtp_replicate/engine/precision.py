@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,9 @@ def choose_quantization(
     checkpoint: `quantization_config` of the checkpoint's config. compute: dtype of the arithmetic
     on 4-bit weights. Raises ModelLoadError.
     """
+    # In bfloat16 it warns of each product of 8 bits, in every layer and step, that the numbers are
+    # cast to float16 (MatMul8bitLt.forward in bitsandbytes 0.50).
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if checkpoint is not None:
         if options.quantize is not None:
             raise ModelLoadError(

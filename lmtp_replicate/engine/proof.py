@@ -19,6 +19,7 @@ from lmtp_replicate.engine.compiled_norms import Norms, compile_norms
 from lmtp_replicate.engine.decode_attention import DecodeAttention, GatheredAttention
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.flex_decode import FlexDecodeAttention
+from lmtp_replicate.engine.fused_norms import fuse_norms
 from lmtp_replicate.engine.one_by_one import OneByOneModel
 from lmtp_replicate.engine.options import PackLinears
 from lmtp_replicate.engine.packed import PackedModel
@@ -78,7 +79,7 @@ def prove(
         norms, layers = Norms("as asked"), Layers("as asked")
         attention, why = None, "as asked"
         if compile_kernels:
-            norms = compile_norms(model)
+            norms = fuse_norms(model) if model.device.type == "cuda" else compile_norms(model)
             why = "only where a stream's keys lie one after another"
             if kind is Spans:
                 attention, why = compiled_attention_for(model.device, model.dtype)
@@ -97,7 +98,7 @@ def prove(
     return replace(
         verdict,
         linears=(linears.state, linears.reason),
-        norms=("compiled" if norms.compiled else "torch", norms.reason),
+        norms=(norms.state if norms.compiled else "torch", norms.reason),
         layers=("compiled" if layers.compiled else "torch", layers.reason),
     )
 

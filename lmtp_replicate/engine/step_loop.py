@@ -1,8 +1,9 @@
 """The engine's only thread: ops in, steps, items out.
 
 Other threads put ops into an inbox or mark a stream as cancelled; everything else belongs to this
-thread. It sleeps until there is something to do. Whatever goes wrong in a step beyond one stream
-ends the loop and fails every open stream with the reason.
+thread. It sleeps until there is something to do. A step that a device has no memory for ends the
+streams in it. Whatever else goes wrong in a step beyond one stream ends the loop and fails every
+open stream with the reason.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.sampling import Choice, Draw, Outcome, Sampler, Scored
 from lmtp_replicate.engine.scheduler import Scheduler
 from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.engine.threads import begin_thread
 from lmtp_replicate.protocol.messages import (
     Ending,
     ErrorItem,
@@ -38,13 +40,15 @@ from lmtp_replicate.protocol.messages import (
 logger = logging.getLogger(__name__)
 
 CLOSED = "the engine was closed"
+_TOO_LARGE = "too little memory for a step ({}); a smaller kv_cache_bytes leaves more for steps"
 
 
 class Forward(Protocol):
     """Runs a plan's tokens; two implementations, packed and one by one."""
 
     def forward(self, plan: Plan) -> Tensor:
-        """Logits of the plan's rows, `[rows, width]`."""
+        """Logits of the plan's rows, `[rows, width]`. If a device's memory does not suffice, raises
+        torch.OutOfMemoryError, and the plan's changes have been carried out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,12 +73,14 @@ class StepLoop:
         model: Forward,
         sampler: Sampler,
         pace: Pace,
+        device: torch.device,
     ) -> None:
         self._admission = admission
         self._scheduler = scheduler
         self._model = model
         self._sampler = sampler
         self._pace = pace
+        self._device = device
         self._changed = threading.Condition()
         self._inbox: list[Submission] = []
         self._open: dict[Stream, Submission] = {}
@@ -118,9 +124,8 @@ class StepLoop:
             self._thread.join()
 
     def _run(self) -> None:
-        # A new thread forgets the limit for what MKL and oneDNN do, until it is set in it again.
-        torch.set_num_threads(torch.get_num_threads())
         try:
+            begin_thread(self._device)
             with torch.inference_mode():
                 while self._wait():
                     self._take_inbox()
@@ -159,12 +164,29 @@ class StepLoop:
         if not plan.works:
             return
         began = time.perf_counter()
+        try:
+            outcomes = self._outcomes(plan)
+        except torch.OutOfMemoryError as error:
+            failure = _TOO_LARGE.format(error)
+        else:
+            self._pace.observe(plan.decoding, plan.prompt_tokens, time.perf_counter() - began)
+            self._scheduler.advance(plan)
+            self.steps += 1
+            self._answer(plan, outcomes)
+            return
+        # Only now is the error gone, and with it what it held of the step.
+        self._give_up(plan, failure)
+
+    def _outcomes(self, plan: Plan) -> Sequence[Outcome]:
         logits = self._model.forward(plan)
-        outcomes = self._sampler.step(logits, [_row(w, at) for w in plan.works for at in w.rows])
-        self._pace.observe(plan.decoding, plan.prompt_tokens, time.perf_counter() - began)
-        self._scheduler.advance(plan)
-        self.steps += 1
-        self._answer(plan, outcomes)
+        return self._sampler.step(logits, [_row(w, at) for w in plan.works for at in w.rows])
+
+    def _give_up(self, plan: Plan, failure: str) -> None:
+        """End the streams of a step that came to nothing; the others are as they were before."""
+        logger.error("%d streams are ended: %s", len(plan.works), failure)
+        torch.cuda.empty_cache()
+        for work in plan.works:
+            self._deliver(work.stream, [ErrorItem(work.stream.op.stream_id, failure)])
 
     def _answer(self, plan: Plan, outcomes: Sequence[Outcome]) -> None:
         done = 0

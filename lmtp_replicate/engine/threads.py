@@ -22,8 +22,11 @@ from typing import TypeVar
 
 import torch
 
+from lmtp_replicate.engine.gpu import make_current
+
 Result = TypeVar("Result")
 
+_CPU = torch.device("cpu")
 _CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -43,15 +46,21 @@ def limit_threads(cgroups: Path = _CGROUPS) -> tuple[int, str]:
     return limit, f"{cpus} CPUs" if quota is None else f"{cpus} CPUs, a quota of {quota:g}"
 
 
-def in_passing_thread(function: Callable[[], Result]) -> Result:
-    """What `function` returns or raises, called in a thread that ends together with the workers
-    that torch's operators got in it."""
+def begin_thread(device: torch.device) -> None:
+    """What a new thread that runs a model on `device` does first."""
+    # It forgets the limit for what MKL and oneDNN do, until it is set in it again.
+    torch.set_num_threads(torch.get_num_threads())
+    make_current(device)
+
+
+def in_passing_thread(function: Callable[[], Result], device: torch.device = _CPU) -> Result:
+    """What `function`, which runs on `device`, returns or raises, called in a thread that ends
+    together with the workers that torch's operators got in it."""
     outcome: Future[Result] = Future()
 
     def call() -> None:
-        # A new thread forgets the limit for what MKL and oneDNN do, until it is set in it again.
-        torch.set_num_threads(torch.get_num_threads())
         try:
+            begin_thread(device)
             outcome.set_result(function())
         except BaseException as error:
             outcome.set_exception(error)

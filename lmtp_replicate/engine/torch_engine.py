@@ -23,7 +23,7 @@ from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.loading import LoadedModel, load
 from lmtp_replicate.engine.one_by_one import OneByOneModel
 from lmtp_replicate.engine.options import LoadOptions
-from lmtp_replicate.engine.pace import Pace
+from lmtp_replicate.engine.pace import LEAST, LEAST_ON_GPU, Pace
 from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.prefix import NullPrefixIndex, PrefixIndex, RadixPrefixIndex
@@ -69,13 +69,15 @@ class TorchEngine:
                 settings.compile_kernels,
                 kv_budget.pool_kind(loaded.device, settings),
                 capture,
-            )
+            ),
+            loaded.device,
         )
         if capture is None:
             verdict = replace(verdict, decode_reason=uncaptured)
         moved = move_weights(loaded.model)
         pool = kv_budget.pool(loaded, verdict.bytes_per_token, settings)
-        sampler = Sampler(loaded.vocab_size, in_passing_thread(lambda: _choice(loaded, settings)))
+        choice = in_passing_thread(lambda: _choice(loaded, settings), loaded.device)
+        sampler = Sampler(loaded.vocab_size, choice)
         self._store: KVStore | None = None
         model: PackedModel | OneByOneModel | DecodeGraphs
         prefix: PrefixIndex = NullPrefixIndex()
@@ -84,14 +86,15 @@ class TorchEngine:
             self._store = packed.store
             if loaded.device.type == "cuda":
                 most = min(settings.chunk_tokens, context_length)
-                in_passing_thread(lambda: run_prompt(packed, sampler, most))
+                in_passing_thread(lambda: run_prompt(packed, sampler, most), loaded.device)
             model, verdict = _recorded(packed, verdict, capture, settings, context_length)
             if settings.reuse_prefixes:
                 prefix = RadixPrefixIndex(pool)
         else:
             model = OneByOneModel(loaded.model, is_cached=verdict.is_cached)
         self._card = _card(loaded, verdict, settings, pool, threads, moved)
-        pace = Pace(settings.chunk_tokens)
+        least = LEAST_ON_GPU if loaded.device.type == "cuda" else LEAST
+        pace = Pace(settings.chunk_tokens, least)
         self._loop = StepLoop(
             Admission(self._card, pool.tokens),
             Scheduler(
@@ -104,6 +107,7 @@ class TorchEngine:
             model,
             sampler,
             pace,
+            loaded.device,
         )
         self._loop.start()
 
@@ -147,7 +151,7 @@ def _recorded(
         return packed, verdict
     graphs = DecodeGraphs(packed, verdict.decode, capture, settings.max_streams, context_length)
     try:
-        in_passing_thread(graphs.warm_up)
+        in_passing_thread(graphs.warm_up, packed.device)
     except Exception as error:
         logger.warning("Decode steps are not recorded: the warm-up failed.", exc_info=True)
         reason = f"the warm-up failed: {type(error).__name__}: {error}"

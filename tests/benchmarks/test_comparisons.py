@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import bound, engine, gpu, interference, lmql_shaped, memory
 from benchmarks.agreement import Answer, Oracle
+from benchmarks.command import Command
 from benchmarks.model import TINY, make
 from benchmarks.result import Result
 from benchmarks.rounds import Rounds
@@ -91,6 +93,30 @@ def test_gpu_without_a_gpu_says_so(
     assert gpu.main(["--output", str(output)]) == 1
     assert set(json.loads(output.read_text())["not_run"]) == set(gpu.SIDES)
     assert "NOT RUN" in capsys.readouterr().err
+
+
+async def test_gpu_measures_every_case_when_it_is_warm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, but for what is asked of the GPU itself."""
+    monkeypatch.setattr(gpu, "memory_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(gpu, "_roomy_device", lambda _: "cpu")
+    asked: list[tuple[str, object]] = []
+    measure = gpu.GpuWork.measure
+
+    async def watched(self: gpu.GpuWork, side: Any, case: str, number: object) -> Any:
+        asked.append((case, number))
+        return await measure(self, side, case, number)
+
+    monkeypatch.setattr(gpu.GpuWork, "measure", watched)
+    output = tmp_path / "gpu.json"
+    command = Command("gpu", "", gpu.SIDES, rounds=1)
+    options = command.read(["--quick", "--sides", "ours 4bit graphs", "--output", str(output)])
+    options.dtype = "bfloat16"
+    await gpu.compare(command, TINY)
+    assert asked == [(case, number) for number in ("warm-up", 0) for case in gpu.CASES]
+    alone, *_ = Result.load(output).measurements
+    assert alone.figures["share_of_floor"] > 0
 
 
 def test_the_guard_tells_wrong_tokens_from_right_ones() -> None:

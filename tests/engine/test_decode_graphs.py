@@ -21,13 +21,14 @@ from lmtp_replicate.engine.attention import Scores
 from lmtp_replicate.engine.decode_attention import DecodeAttention, GatheredAttention, Reads
 from lmtp_replicate.engine.decode_graphs import Capture, DecodeGraphs
 from lmtp_replicate.engine.flex_decode import FlexDecodeAttention
+from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.engine.settings import EngineSettings
 from lmtp_replicate.engine.tables import Tables
 from lmtp_replicate.engine.torch_engine import TorchEngine
-from lmtp_replicate.protocol.messages import Generate
+from lmtp_replicate.protocol.messages import Generate, Score
 from tests.engine.oracle import Oracle
-from tests.engine.running import answers
+from tests.engine.running import Answer, answers
 from tests.engine.test_oracle import mix, oracle
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
@@ -48,14 +49,16 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Tape:
-    """A stand-in for `CudaCapture`. Fails from the `failing`-th recording on."""
+    """A stand-in for `CudaCapture`. After `failing` recordings, the next `failures` fail."""
 
-    def __init__(self, failing: int | None = None) -> None:
+    def __init__(self, failing: int | None = None, failures: int = 10**6) -> None:
         self.recorded = 0
         self._failing = failing
+        self._failures = failures
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        if self.recorded == self._failing:
+        if self.recorded == self._failing and self._failures:
+            self._failures -= 1
             raise RuntimeError("out of tape")
         self.recorded += 1
         with NoWaiting():
@@ -102,6 +105,35 @@ def test_recorded_steps_equal_the_oracle(name: str) -> None:
         finally:
             engine.close()
         judge.assert_few_ties()
+
+
+def test_decoding_streams_are_replayed_beside_prompts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_with("llama", Tape(), page_tokens=4, chunk_tokens=7)
+    graphs = engine._loop._model
+    assert isinstance(graphs, DecodeGraphs)
+    forward, replayed_beside = graphs.forward, []
+
+    def watched(plan: Plan) -> torch.Tensor:
+        before = graphs.replayed
+        logits = forward(plan)
+        if 0 < plan.decoding < len(plan.works):
+            replayed_beside.append(graphs.replayed - before)
+        return logits
+
+    monkeypatch.setattr(graphs, "forward", watched)
+    try:
+        later = [Answer(Score(8, (1, 2), tuple(range(40)))), Answer(Generate(9, (9,) * 50, 6))]
+        first = [Answer(Generate(n, (n, 3), 30, top_logprobs=2)) for n in range(3)]
+        first[0].after[3] = lambda: [engine.submit(answer.op, answer) for answer in later]
+        for answer in first:
+            engine.submit(answer.op, answer)
+        judge = oracle("llama", engine)
+        for answer in (*first, *later):
+            judge.check(answer.op, answer.wait())
+    finally:
+        engine.close()
+    assert len(replayed_beside) > 5
+    assert set(replayed_beside) == {1}
 
 
 def test_a_full_memory_and_the_last_place_of_it() -> None:
@@ -165,12 +197,29 @@ def test_an_attention_that_computes_something_else_is_found_out(
 
 
 def test_a_warm_up_that_fails_leaves_the_engine_as_it_was_without() -> None:
-    engine = engine_with("llama", Tape(failing=2))
+    engine = engine_with("llama", Tape(failing=1))
     try:
         details = engine.info().details
         assert details["decode"] == "run"
         assert "the warm-up failed: RuntimeError: out of tape" in details["decode_reason"]
         assert len(answers(engine, [Generate(1, (3, 4), 3)])[0].wait()) <= 3
+    finally:
+        engine.close()
+
+
+def test_a_step_that_cannot_be_recorded_is_run_and_the_others_are_replayed() -> None:
+    """The first recording at start, after the proof's, is for 4 streams; 2 and 1 follow."""
+    tape = Tape(failing=1, failures=1)
+    engine = engine_with("llama", tape, max_streams=4)
+    try:
+        assert engine.info().details["decode"] == "recorded"
+        assert tape.recorded == 3
+        judge = oracle("llama", engine)
+        for streams in (4, 1):
+            for answer in answers(engine, [Generate(n, (3, n), 9) for n in range(streams)]):
+                judge.check(answer.op, answer.items)
+        assert replayed(engine) > 0
+        assert tape.recorded == 3, "it is not tried again and again"
     finally:
         engine.close()
 
@@ -191,6 +240,20 @@ def test_what_is_not_recorded_at_start_is_at_its_first_use_or_is_run(works: bool
         assert tape.recorded == (4 if works else 3)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(("context", "span"), [(4096, 2048), (1100, 1104)])
+def test_a_late_recording_looks_at_twice_the_streams_tokens_at_most(
+    context: int, span: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no longer than the context, in whole pages."""
+    network = tiny_network("gpt2", n_positions=context)
+    loaded = tiny_loaded("gpt2", network, context_length=context)
+    with caplog.at_level(logging.INFO):
+        engine = TorchEngine(loaded, EngineSettings(max_streams=1, decode_graphs=True), Tape())
+        answers(engine, [Generate(1, (3,) * 1023, 5)])
+        engine.close()
+    assert f"Steps of 1 streams and {span} tokens of each" in caplog.text
 
 
 def test_recording_can_be_switched_off_and_needs_a_gpu() -> None:
@@ -248,7 +311,7 @@ def test_each_step_is_recorded_with_the_attention_that_is_the_fastest(
         chosen = [
             r.getMessage() for r in caplog.records if r.getMessage().startswith("Steps of 1 ")
         ]
-        assert len(chosen) == 2
+        assert len(chosen) == 1
         assert all(message.endswith("gathered attention") for message in chosen)
         assert "No recording with unrecordable attention: item makes the host wait" in caplog.text
         judge = oracle("llama", engine)
@@ -256,6 +319,39 @@ def test_each_step_is_recorded_with_the_attention_that_is_the_fastest(
             judge.check(answer.op, answer.items)
     finally:
         engine.close()
+
+
+class Compiled(GatheredAttention):
+    """Stands for one that a compiler has made."""
+
+    name = "compiled"
+    is_compiled = True
+
+
+class NeverCompiled(Unrecordable):
+    """One that no compiler makes, as the first recordings show."""
+
+    name = "never compiled"
+    is_compiled = True
+
+
+def test_while_streams_wait_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What has been at the start is tried again, for longer streams."""
+    offer(monkeypatch, Slow(), NeverCompiled(), Compiled())
+    network = tiny_network("gpt2", n_positions=4096)
+    loaded = tiny_loaded("gpt2", network, context_length=4096)
+    with caplog.at_level(logging.INFO):
+        engine = TorchEngine(loaded, EngineSettings(max_streams=1, decode_graphs=True), Tape())
+        try:
+            assert caplog.text.count("No recording with never compiled attention") == 2
+            caplog.clear()
+            answers(engine, [Generate(1, (3,) * 1023, 5)])
+        finally:
+            engine.close()
+    assert "tokens of each: compiled attention" in caplog.text
+    assert "never compiled" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])

@@ -21,7 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lmtp_replicate.engine import precision
+from lmtp_replicate.engine import loading, precision
 from lmtp_replicate.engine.loading import load
 from lmtp_replicate.engine.options import LoadOptions
 from lmtp_replicate.errors import ModelLoadError
@@ -186,6 +186,17 @@ def test_dtype_on_a_gpu(
     assert chosen.reason
 
 
+def test_torch_is_told_of_the_device_before_the_model_runs(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[object] = []
+    monkeypatch.setattr(loading, "choose_kernels", order.append)
+    monkeypatch.setattr(loading, "make_current", order.append)
+    monkeypatch.setattr(loading, "require_causal", lambda *_: order.append("runs"))
+    load(save(), LoadOptions(device="cpu"))
+    assert order == [CPU, CPU, "runs"]
+
+
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_quantised_models_run_on_a_cpu_and_do_not_depend_on_the_batch(
@@ -203,6 +214,16 @@ def test_quantised_models_run_on_a_cpu_and_do_not_depend_on_the_batch(
     assert together.dtype == getattr(torch, dtype)
     torch.testing.assert_close(together, apart, atol=1e-5 if dtype == "float32" else 1e-2, rtol=0)
     assert 0 < (together - full).abs().max() < full.abs().max()  # quantised, yet the same model
+
+
+def test_bitsandbytes_does_not_warn_of_every_product(
+    save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load(save(), LoadOptions(quantize="8bit", dtype="bfloat16", device="cpu"))
+    caplog.clear()
+    with torch.no_grad():
+        loaded.model(torch.tensor([[1, 2, 3]]))
+    assert not caplog.records
 
 
 def test_an_outlier_threshold_is_reported_as_batch_dependent(save: Save) -> None:

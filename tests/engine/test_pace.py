@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_replicate.engine.pace import ALONE, LEAST, SHORT_SECONDS, SHORT_STEPS, SHORT_TOKENS, Pace
+from lmtp_replicate.engine.pace import (
+    ALONE,
+    LEAST,
+    LEAST_ON_GPU,
+    SHORT_SECONDS,
+    SHORT_STEPS,
+    SHORT_TOKENS,
+    Pace,
+)
 
 
 @given(
@@ -69,6 +77,16 @@ def test_with_nothing_decoding_a_step_takes_half_a_second(each: float, chunk_tok
 @pytest.mark.parametrize("decoding", [1, 7, 100])
 def test_before_anything_is_known_the_room_is_small(decoding: int) -> None:
     assert Pace(chunk_tokens=512).room(decoding) == (LEAST, LEAST)
+
+
+def test_a_long_prompt_beside_recorded_steps_does_not_wait_for_launches() -> None:
+    pace = Pace(chunk_tokens=2048, least=LEAST_ON_GPU)
+    for _ in range(50):
+        pace.observe(8, 0, 0.006)
+        room = pace.room(8)
+        pace.observe(8, room.long, 0.025)  # what launching takes, whatever their number
+    assert room.long >= LEAST_ON_GPU
+    assert Pace(chunk_tokens=64, least=LEAST_ON_GPU).room(8) == (64, 64)
 
 
 def test_large_chunks_tell_more_than_small_ones_what_a_token_takes() -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 
+from lmtp_replicate.engine.plan import Plan
 from lmtp_replicate.engine.torch_engine import TorchEngine
 from lmtp_replicate.protocol.masks import Mask, bitset
 from lmtp_replicate.protocol.messages import (
@@ -23,6 +25,7 @@ from lmtp_replicate.protocol.messages import (
     TokenItem,
 )
 from tests.engine.running import PATIENCE, Answer, answers, running, submit
+from tests.engine.test_oracle import oracle
 from tests.engine.tiny_models import BOS, EOS, VOCABULARY, tiny_loaded, tiny_network
 
 NO_EOS = Mask(forbidden=bitset(EOS))
@@ -239,6 +242,42 @@ def test_a_crash_fails_every_open_stream_with_its_reason_and_later_ones_too() ->
         assert len(streams[0].tokens) == 3
         assert engine.failure == streams[0].error
         assert submit(engine, Generate(9, (3,), 1)).error == engine.failure
+
+
+def test_a_step_without_memory_ends_its_streams_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two run, a third waits; what was run before is still known to those that come after."""
+    with running(tiny_loaded("llama"), max_streams=2) as engine:
+        forward, prompt = engine._loop._model.forward, tuple(range(30, 60))
+
+        def without_memory(plan: Plan) -> Any:
+            monkeypatch.undo()
+            forward(plan)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        streams = [Answer(Generate(n, (*prompt, n), **LONG)) for n in range(2)]
+        streams.append(Answer(Generate(2, (*prompt, 2), 9)))
+
+        def submit_others() -> None:
+            for answer in streams[1:]:
+                engine.submit(answer.op, answer)
+
+        def arm() -> None:
+            monkeypatch.setattr(engine._loop._model, "forward", without_memory)
+
+        streams[0].after[1], streams[1].after[3] = submit_others, arm
+        engine.submit(streams[0].op, streams[0])
+        for answer in streams[:2]:
+            assert "too little memory for a step" in answer.error
+            assert "CUDA out of memory" in answer.error
+            assert len(answer.tokens) >= 3
+        judge = oracle("llama", engine)
+        again = Generate(3, (*prompt, 0, *streams[0].tokens[:4]), 9)
+        for answer in (streams[2], *answers(engine, [again])):
+            judge.check(answer.op, answer.wait())
+        assert engine.failure is None
+        engine._loop._scheduler.check()
 
 
 def test_close_fails_open_streams_and_is_idempotent() -> None:
