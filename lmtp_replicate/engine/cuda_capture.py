@@ -27,11 +27,13 @@ class CudaCapture:
         # pytorch/pytorch#180395): a run before, on the same stream, fails harmlessly instead.
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-            with _no_waiting():
+        try:
+            with torch.cuda.stream(self._stream):
                 work()
-        current.wait_stream(self._stream)
+                with _no_waiting():
+                    work()
+        finally:
+            current.wait_stream(self._stream)  # for what was asked of it before a failure, too
         # A pool whose graphs are all gone, as after a first capture that failed, must not be used
         # again.
         pool = torch.cuda.graph_pool_handle() if self._first is None else self._first.pool()

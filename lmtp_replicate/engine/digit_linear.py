@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.kernels import kernels
-from lmtp_replicate.engine.whole_linear import WholeLinear
+from lmtp_replicate.engine.whole_linear import WholeLinear, largest_of
 
 _OUTPUTS: Final = 32
 _INPUTS: Final = 64
@@ -35,13 +35,16 @@ class DigitLinear(WholeLinear):
     description = "in whole numbers of three digits, multiplied by AMX"
     block = _OUTPUTS, _INPUTS
     largest = 0x7F7E00  # the first digit of a little more would not be one of 8 bits
-    room_of_input = _DIGITS
     tried_rows = 1, 16, 17, 33, 64, 290
     """The kernel's tiles have 16 rows, in pairs, and its panels 256."""
 
     @staticmethod
     def _shape(blocks: int, inputs: int) -> Sequence[int]:
         return blocks, _DIGITS, inputs // _INPUTS, 2, _INPUTS // 4, _OUTPUTS // 2, 4
+
+    @staticmethod
+    def _row_room(inputs: int) -> int:
+        return _DIGITS * inputs + torch.float32.itemsize  # its digits and their factor
 
     @staticmethod
     def _laid_out(whole: Tensor) -> Tensor:
@@ -61,10 +64,11 @@ class DigitLinear(WholeLinear):
 
 
 def digit_linear(weight: Tensor, bias: Tensor | None) -> DigitLinear | None:
-    """The layer with the plain `weight` `[out_features, in_features]` in float32, all numbers
-    finite, where the CPU has such sums and they hold so many inputs."""
+    """The layer with the plain `weight` `[out_features, in_features]` in float32, if all its
+    numbers are finite, and the CPU has such sums and they hold so many inputs."""
     compiled, _ = kernels(weight.dtype)
     kernel = None if compiled is None else compiled.linear_digits
     if kernel is None or weight.shape[1] > _MOST_INPUTS:
         return None
-    return DigitLinear(weight, bias, kernel)
+    largest = largest_of(weight)
+    return None if largest is None else DigitLinear(weight, bias, largest, kernel)

@@ -13,13 +13,14 @@ from lmtp_replicate.engine.compiled_norms import Norms, agrees, epsilon_of, is_c
 def fuse_norms(model: PreTrainedModel) -> Norms:
     """Have torch's operator compute what in `model` is called an RMSNorm, lies on its device in its
     dtype, and is found to compute the same. The modules stay where they are."""
-    norms = Norms("those that agree with transformers' own", state="fused")
+    norms = Norms("none that can be fused")
     for norm in model.modules():
         if is_candidate(norm, model.dtype, model.device.type):
             forward = FusedNorm(norm)
             if agrees(norm, forward):
                 norm.forward = forward
                 norms.compiled.append(norm)
+                norms.state, norms.reason = "fused", "those that agree with transformers' own"
     return norms
 
 

@@ -75,8 +75,8 @@ class LoadOptions(BaseModel):
       those whose weight is used elsewhere, which would be held twice: a tied output head) or
       "none".
     - `compile_kernels`: for float32 and bfloat16 on a CPU, compile kernels of our own for it
-      (attention, norms, few rows of linear layers, with AMX all of them), if there is a C
-      compiler.
+      (attention, norms, linear layers), if there is a C compiler; on a GPU, norms by one kernel
+      each.
     - `decode_graphs`: on one GPU, record the steps that generate tokens and replay them (CUDA
       graphs), where that can be proved to work. Off until it has been measured on a GPU.
     - `model_args`: further arguments of transformers' `from_pretrained`, and of BitsAndBytesConfig

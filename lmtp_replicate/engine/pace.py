@@ -6,10 +6,11 @@ is the n for which D(d) + c·n = `SLOWDOWN`·D(d), since no fixed number of toke
 stream and for thirty, for a laptop and for a GPU. `c` includes a step's fixed costs at the n of
 late, so the room moves to its fixed point within a few steps.
 
-There is always room for `LEAST` tokens. On a GPU that takes a decode step from a recording in a
+There is always room for `LEAST` tokens. Where decode steps are replayed from recordings, in a
 fraction of the time, a step with a prompt costs its launches, several decode steps' time, however
 few tokens it has: D(d) + c·n would never be small enough, and a long prompt run by 16 tokens would
-pay those launches hundreds of times. There `LEAST_ON_GPU` tokens cost hardly more than one.
+pay those launches hundreds of times. There `LEAST_BESIDE_RECORDED` tokens cost hardly more than
+one.
 
 A short prompt, one of at most `SHORT_TOKENS` that is over after `SHORT_STEPS` steps, may add up to
 `SHORT_SECONDS` to each of them, reckoned by what a token took where nothing decoded: others wait
@@ -28,7 +29,7 @@ from typing import NamedTuple
 
 SLOWDOWN = 2.0
 LEAST = 16
-LEAST_ON_GPU = 512
+LEAST_BESIDE_RECORDED = 512
 SHORT_SECONDS = 0.5
 SHORT_STEPS = 2
 SHORT_TOKENS = 1024

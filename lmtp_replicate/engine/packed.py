@@ -44,8 +44,9 @@ class PackedModel:
 
     def forward(self, plan: Plan) -> Tensor:
         """Logits of the plan's rows: `[rows, width]`, in the model's dtype."""
-        # First, since it takes no memory on a device: if that does not suffice for the rest, what
-        # the scheduler believes of the other streams' keys and values is true nevertheless.
+        # First, since it takes no memory on a device (but for copies that overlap, of which pages
+        # have none): if that does not suffice for the rest, what the scheduler believes of the
+        # other streams' keys and values is true nevertheless.
         self.store.change(plan.changes)
         layout = lay_out(plan, self.pool, self.device)
         self.store.extend(layout.end)

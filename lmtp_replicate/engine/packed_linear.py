@@ -1,4 +1,4 @@
-"""A linear layer whose weight oneDNN has laid out."""
+"""A linear layer whose weight has been laid out: by oneDNN, unless a subclass does it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PackedLinear(nn.Module):
         self.weight = weight
         self.bias = bias
         self.compiled: CompiledLinear | None = None
-        """Our own code for few rows, where it has been found to compute the same."""
+        """Our own code, where it has been found to compute the same."""
         self.out_features, self.in_features = weight.shape
 
     def forward(self, x: Tensor) -> Tensor:

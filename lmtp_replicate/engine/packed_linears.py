@@ -57,11 +57,11 @@ class Linears:
 
     def unpack(self, reason: str) -> None:
         """Put the plain layers back, because of `reason`."""
-        for names, plain, packed, kept in self._replaced:
+        while self._replaced:  # one by one: no other weight is in memory twice meanwhile
+            names, plain, packed, kept = self._replaced.pop()
             weight = _unpacked(plain, packed) if kept is None else kept
             plain.register_parameter("weight", weight)
             _put(self.model, names, plain)
-        self._replaced.clear()
         self.state, self.reason = "plain", reason
         logger.warning("The linear layers are run as torch runs them: %s.", reason)
 
@@ -164,8 +164,6 @@ def _in_whole_numbers(layer: nn.Module) -> WholeLinear | None:
     """`layer` in whole numbers, where that is possible and computes the same."""
     bias: Any = layer.bias
     rows = _rows_of(layer)
-    if not rows.isfinite().all():
-        return None
     whole = digit_linear(rows, bias) or three_byte_linear(rows, bias)
     if whole is None:
         return None

@@ -98,9 +98,8 @@ def choose_quantization(
     checkpoint: `quantization_config` of the checkpoint's config. compute: dtype of the arithmetic
     on 4-bit weights. Raises ModelLoadError.
     """
-    # In bfloat16 it warns of each product of 8 bits, in every layer and step, that the numbers are
-    # cast to float16 (MatMul8bitLt.forward in bitsandbytes 0.50).
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if checkpoint is not None or options.quantize is not None:
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast)
     if checkpoint is not None:
         if options.quantize is not None:
             raise ModelLoadError(
@@ -112,6 +111,12 @@ def choose_quantization(
         return Quantization(None, True)
     config = _bitsandbytes_config(options, compute)
     return Quantization(options.quantize, _is_batch_invariant(config.to_dict()), config)
+
+
+def _is_no_cast(record: logging.LogRecord) -> bool:
+    """In bfloat16 bitsandbytes warns of each product of 8 bits, in every layer and step, that the
+    numbers are cast to float16 (MatMul8bitLt.forward in 0.50)."""
+    return "inputs will be cast" not in record.getMessage()
 
 
 def _bitsandbytes_config(options: LoadOptions, compute: torch.dtype) -> Any:

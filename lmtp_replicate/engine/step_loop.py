@@ -1,9 +1,9 @@
 """The engine's only thread: ops in, steps, items out.
 
 Other threads put ops into an inbox or mark a stream as cancelled; everything else belongs to this
-thread. It sleeps until there is something to do. A step that a device has no memory for ends the
-streams in it. Whatever else goes wrong in a step beyond one stream ends the loop and fails every
-open stream with the reason.
+thread. It sleeps until there is something to do. A step for which torch finds no memory on its
+device ends the streams in it. Whatever else goes wrong in a step beyond one stream ends the loop
+and fails every open stream with the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from lmtp_replicate.protocol.messages import (
 logger = logging.getLogger(__name__)
 
 CLOSED = "the engine was closed"
-_TOO_LARGE = "too little memory for a step ({}); a smaller kv_cache_bytes leaves more for steps"
+TOO_LARGE = (
+    "the server's device has too little memory for a step; a smaller kv_cache_bytes leaves more"
+)
 
 
 class Forward(Protocol):
@@ -164,29 +166,30 @@ class StepLoop:
         if not plan.works:
             return
         began = time.perf_counter()
-        try:
-            outcomes = self._outcomes(plan)
-        except torch.OutOfMemoryError as error:
-            failure = _TOO_LARGE.format(error)
-        else:
-            self._pace.observe(plan.decoding, plan.prompt_tokens, time.perf_counter() - began)
-            self._scheduler.advance(plan)
-            self.steps += 1
-            self._answer(plan, outcomes)
+        outcomes = self._outcomes(plan)
+        if outcomes is None:
+            self._give_up(plan)
             return
-        # Only now is the error gone, and with it what it held of the step.
-        self._give_up(plan, failure)
+        self._pace.observe(plan.decoding, plan.prompt_tokens, time.perf_counter() - began)
+        self._scheduler.advance(plan)
+        self.steps += 1
+        self._answer(plan, outcomes)
 
-    def _outcomes(self, plan: Plan) -> Sequence[Outcome]:
-        logits = self._model.forward(plan)
-        return self._sampler.step(logits, [_row(w, at) for w in plan.works for at in w.rows])
+    def _outcomes(self, plan: Plan) -> Sequence[Outcome] | None:
+        """What has become of the plan's rows; None if the device has too little memory."""
+        try:
+            logits = self._model.forward(plan)
+            rows = [_row(work, at) for work in plan.works for at in work.rows]
+            return self._sampler.step(logits, rows)
+        except torch.OutOfMemoryError as error:
+            logger.error("A step of %d streams comes to nothing: %s", len(plan.works), error)
+            return None
 
-    def _give_up(self, plan: Plan, failure: str) -> None:
+    def _give_up(self, plan: Plan) -> None:
         """End the streams of a step that came to nothing; the others are as they were before."""
-        logger.error("%d streams are ended: %s", len(plan.works), failure)
         torch.cuda.empty_cache()
         for work in plan.works:
-            self._deliver(work.stream, [ErrorItem(work.stream.op.stream_id, failure)])
+            self._deliver(work.stream, [ErrorItem(work.stream.op.stream_id, TOO_LARGE)])
 
     def _answer(self, plan: Plan, outcomes: Sequence[Outcome]) -> None:
         done = 0

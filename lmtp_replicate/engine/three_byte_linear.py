@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.kernels import kernels
-from lmtp_replicate.engine.whole_linear import WholeLinear
+from lmtp_replicate.engine.whole_linear import WholeLinear, largest_of
 
 _OUTPUTS: Final = 16
 _BYTES: Final = 3
@@ -26,13 +26,18 @@ class ThreeByteLinear(WholeLinear):
     description = "in whole numbers of three bytes"
     block = _OUTPUTS, 1
     largest = 0x7FFFFC  # a little more, as divisions round, is still one of three bytes
-    tried_rows = *range(1, 14), 96, 97, 290
-    """The kernel's tiles have up to six rows, the same number in all of them if possible, and its
-    parts 96."""
+    tried_rows = *range(1, 8), 13, 97
+    """The kernel's tiles have up to six rows, about the same number in all of them, and its parts
+    96."""
 
     @staticmethod
     def _shape(blocks: int, inputs: int) -> Sequence[int]:
         return blocks, inputs, _OUTPUTS, _BYTES
+
+    @staticmethod
+    def _row_room(inputs: int) -> int:
+        del inputs  # it reads them where they lie
+        return 0
 
     @staticmethod
     def _laid_out(whole: Tensor) -> Tensor:
@@ -50,8 +55,11 @@ class ThreeByteLinear(WholeLinear):
 
 
 def three_byte_linear(weight: Tensor, bias: Tensor | None) -> ThreeByteLinear | None:
-    """The layer with the plain `weight` `[out_features, in_features]` in float32, all numbers
-    finite, where the CPU has AVX2 and nothing that has been found to be faster."""
+    """The layer with the plain `weight` `[out_features, in_features]` in float32, if all its
+    numbers are finite, and the CPU has AVX2 and nothing that has been found to be faster."""
     compiled, _ = kernels(weight.dtype)
     kernel = None if compiled is None else compiled.linear_bytes
-    return None if kernel is None else ThreeByteLinear(weight, bias, kernel)
+    if kernel is None:
+        return None
+    largest = largest_of(weight)
+    return None if largest is None else ThreeByteLinear(weight, bias, largest, kernel)

@@ -23,7 +23,7 @@ from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.loading import LoadedModel, load
 from lmtp_replicate.engine.one_by_one import OneByOneModel
 from lmtp_replicate.engine.options import LoadOptions
-from lmtp_replicate.engine.pace import LEAST, LEAST_ON_GPU, Pace
+from lmtp_replicate.engine.pace import LEAST, LEAST_BESIDE_RECORDED, Pace
 from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.prefix import NullPrefixIndex, PrefixIndex, RadixPrefixIndex
@@ -75,7 +75,8 @@ class TorchEngine:
         if capture is None:
             verdict = replace(verdict, decode_reason=uncaptured)
         moved = move_weights(loaded.model)
-        pool = kv_budget.pool(loaded, verdict.bytes_per_token, settings)
+        size = verdict.bytes_per_token
+        pool = in_passing_thread(lambda: kv_budget.pool(loaded, size, settings), loaded.device)
         choice = in_passing_thread(lambda: _choice(loaded, settings), loaded.device)
         sampler = Sampler(loaded.vocab_size, choice)
         self._store: KVStore | None = None
@@ -93,7 +94,7 @@ class TorchEngine:
         else:
             model = OneByOneModel(loaded.model, is_cached=verdict.is_cached)
         self._card = _card(loaded, verdict, settings, pool, threads, moved)
-        least = LEAST_ON_GPU if loaded.device.type == "cuda" else LEAST
+        least = LEAST_BESIDE_RECORDED if isinstance(model, DecodeGraphs) else LEAST
         pace = Pace(settings.chunk_tokens, least)
         self._loop = StepLoop(
             Admission(self._card, pool.tokens),

@@ -14,6 +14,7 @@ from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lmtp_replicate.engine.compiled_linear import CompiledLinear
 from lmtp_replicate.engine.kernels import LinearKernel
@@ -34,17 +35,18 @@ class WholeLinear(PackedLinear):
     name: ClassVar[str]
     """For MODEL_INFO."""
     description: ClassVar[str]
-    """What such layers are in."""
+    """The same in words, behind a number of layers."""
     block: ClassVar[tuple[int, int]]
     """Outputs and inputs of a block of weights."""
     largest: ClassVar[int]
-    """Whole number."""
-    room_of_input: ClassVar[int] = 0
-    """Bytes that the kernel needs for each, beside a factor for each row."""
+    """To this whole number an output's largest weight becomes."""
     tried_rows: ClassVar[Sequence[int]]
     """Numbers of rows that between them take all ways through the kernel."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: LinearKernel) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, largest: Tensor, kernel: LinearKernel
+    ) -> None:
+        """`largest`: `largest_of(weight)`."""
         super().__init__(weight.new_zeros(()).expand(weight.shape), bias)
         outputs, inputs = (
             _filled_up(*sizes) for sizes in zip(weight.shape, self.block, strict=True)
@@ -53,13 +55,13 @@ class WholeLinear(PackedLinear):
         size = torch.Size(shape).numel()
         self._memory = torch.zeros(_MARGIN + size + _MARGIN, dtype=torch.int8)
         self.numbers = self._memory[_MARGIN : _MARGIN + size].view(shape)
-        self.factors = _factors(weight, self.largest)
+        # Outputs of nothing but tiny numbers count as zeros.
+        self.factors = torch.where(largest > 1e-30, largest / self.largest, 0.0)
         for first in range(0, len(self.numbers), _AT_ONCE):
             part = slice(first * self.block[0], (first + _AT_ONCE) * self.block[0])
-            whole = (weight[part] / self.factors[part].clamp_min(1e-37)[:, None]).round_().int()
-            rest = inputs - whole.shape[1], -len(whole) % self.block[0]
-            whole = torch.nn.functional.pad(whole, (0, rest[0], 0, rest[1]))
-            self.numbers[first : first + _AT_ONCE] = self._laid_out(whole)
+            whole = _whole(weight[part], self.factors[part])
+            rest = 0, inputs - whole.shape[1], 0, -len(whole) % self.block[0]
+            self.numbers[first : first + _AT_ONCE] = self._laid_out(pad(whole, rest))
         self.compiled = CompiledLinear(
             kernel,
             self._memory,
@@ -68,13 +70,18 @@ class WholeLinear(PackedLinear):
             weight.dtype,
             bias,
             self.factors,
-            self.room_of_input * inputs + self.factors.itemsize,
+            self._row_room(inputs),
         )
 
     @staticmethod
     @abstractmethod
     def _shape(blocks: int, inputs: int) -> Sequence[int]:
         """That of `numbers`, for so many blocks of outputs and inputs that fill blocks."""
+
+    @staticmethod
+    @abstractmethod
+    def _row_room(inputs: int) -> int:
+        """Bytes that the kernel needs for each row of so many."""
 
     @staticmethod
     @abstractmethod
@@ -108,11 +115,15 @@ class WholeLinear(PackedLinear):
         return rows * self.factors[:, None]
 
 
-def _factors(weight: Tensor, largest: int) -> Tensor:
-    """By how much the whole numbers of each output are multiplied; outputs of nothing but tiny
-    numbers count as zeros."""
-    size = weight.abs().amax(1)
-    return torch.where(size > 1e-30, size / largest, 0.0)
+def _whole(weight: Tensor, factors: Tensor) -> Tensor:
+    return (weight / factors.clamp_min(1e-37)[:, None]).round_().int()
+
+
+def largest_of(weight: Tensor) -> Tensor | None:
+    """The size of each output's largest weight; None if some weight is no finite number. Without a
+    copy of the weight: a large head's would take as much as the head."""
+    largest = torch.maximum(weight.amax(1), -weight.amin(1))
+    return largest if largest.isfinite().all() else None
 
 
 def _filled_up(size: int, block: int) -> int:

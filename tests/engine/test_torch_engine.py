@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lmtp_replicate.engine.plan import Plan
+from lmtp_replicate.engine.step_loop import TOO_LARGE
 from lmtp_replicate.engine.torch_engine import TorchEngine
 from lmtp_replicate.protocol.masks import Mask, bitset
 from lmtp_replicate.protocol.messages import (
@@ -269,8 +270,7 @@ def test_a_step_without_memory_ends_its_streams_and_no_others(
         streams[0].after[1], streams[1].after[3] = submit_others, arm
         engine.submit(streams[0].op, streams[0])
         for answer in streams[:2]:
-            assert "too little memory for a step" in answer.error
-            assert "CUDA out of memory" in answer.error
+            assert answer.error == TOO_LARGE  # what the GPU says of other processes is for the log
             assert len(answer.tokens) >= 3
         judge = oracle("llama", engine)
         again = Generate(3, (*prompt, 0, *streams[0].tokens[:4]), 9)

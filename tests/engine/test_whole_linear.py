@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +27,8 @@ from tests.engine.tiny_models import (
     tiny_loaded,
     tiny_network,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def has_digits() -> bool:
@@ -147,12 +154,21 @@ def test_a_number_far_above_the_others_costs_little(times: float) -> None:
     assert (layer_of(weight)(x) - expected).square().mean().sqrt() < 4e-6 * size
 
 
+@pytest.mark.skipif(not has_digits(), reason="this CPU has no AMX")
 def test_a_number_far_above_the_others_that_is_ignored_costs_digits() -> None:
-    """As the docstring says."""
+    """As digit_linear.py says."""
     weight, x = numbers(64, 768), numbers(30, 768, seed=1)
     x[:, 5], weight[:, 5] = 3000.0, 0.0
     error = (layer_of(weight)(x) - linear(x.double(), weight.double())).abs().max()
     assert error < 768**0.5 * 3000 * weight.abs().max() * 2.0**-22
+
+
+def test_a_number_far_above_the_others_meets_a_weight_far_below_the_largest() -> None:
+    """As whole_linear.py says: the weight has lost 2^-24 of the largest."""
+    weight, x = numbers(64, 768), numbers(30, 768, seed=1)
+    x[:, 5], weight[:, 5] = 3000.0, 1e-4
+    error = (layer_of(weight)(x) - linear(x.double(), weight.double())).abs().max()
+    assert error < 3000 * weight.abs().max() * 2.0**-23 * (1 if not has_digits() else 768**0.5)
 
 
 def test_what_is_no_input_of_the_layer_is_refused() -> None:
@@ -222,6 +238,20 @@ def test_a_model_tells_that_it_has_them() -> None:
     assert "in whole numbers of three " in details["linears_reason"]
     with running(tiny_loaded("llama"), compile_kernels=False) as engine:
         assert engine.info().details["linears"] == "onednn-packed"
+
+
+def has_long_vectors() -> bool:
+    compiled, _ = kernels(torch.float32)
+    return compiled is not None and compiled.width > 8
+
+
+@pytest.mark.skipif(not has_long_vectors(), reason="this CPU has no AVX-512")
+def test_weights_of_three_bytes() -> None:
+    """This file once more, as on a CPU that has AVX2 only."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "CC": "gcc -mno-avx512f"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -85,8 +85,8 @@ static void put(const Linear *l, float *output, int64_t rows, int64_t from, int6
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < count; i++) {
             const float bias = l->bias ? l->bias[from + i] : 0;
-            const float factor = l->factors[from + i] * 0x1p-8f; /* weights were 256 times as large */
-            output[r * l->outputs + from + i] = sums[r * wide + i] * factor + bias;
+            const float sum = sums[r * wide + i] * 0x1p-8f; /* weights were 256 times as large */
+            output[r * l->outputs + from + i] = sum * l->factors[from + i] + bias;
         }
 }
 
@@ -137,7 +137,7 @@ void lmtp_linear_bytes(const Linear *layers, float *const *outputs, int64_t coun
             const Linear *l = layers + i;
             const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
             const int64_t panels = taken > 3 ? 1 : taken > 1 ? 2 : 4;
-            /* Whose core is shared with others of the same machine has less to do. */
+            /* The last panels go to the thread that is free: a core may be shared with others. */
 #pragma omp for schedule(guided) nowait
             for (int64_t from = 0; from < l->outputs; from += panels * SIDE)
                 compute_some(panels, l, outputs[i] + first * l->outputs, x + first * l->inputs, taken,
