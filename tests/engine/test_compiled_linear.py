@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,3 +151,21 @@ def test_it_can_be_switched_off_and_is_told() -> None:
         with running(tiny_loaded("llama"), compile_kernels=wanted) as engine:
             reason = engine.info().details["linears_reason"]
             assert reason.endswith("; few rows of 15 by our own code") is wanted
+
+
+def has_long_vectors() -> bool:
+    compiled, _ = kernels(torch.float32)
+    return compiled is not None and compiled.width > 8
+
+
+@pytest.mark.skipif(not has_long_vectors(), reason="this CPU has no AVX-512")
+def test_weights_of_three_bytes() -> None:
+    """Its tests, as on a CPU that has AVX2 only, where they are tested without this."""
+    file = Path(__file__).with_name("test_whole_linear.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    environment = {**os.environ, "CC": "gcc -mno-avx512f"}
+    done = subprocess.run(
+        command, cwd=file.parents[2], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout

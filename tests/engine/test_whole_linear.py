@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,8 +22,6 @@ from tests.engine.tiny_models import (
     tiny_loaded,
     tiny_network,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 def has_digits() -> bool:
@@ -238,20 +231,6 @@ def test_a_model_tells_that_it_has_them() -> None:
     assert "in whole numbers of three " in details["linears_reason"]
     with running(tiny_loaded("llama"), compile_kernels=False) as engine:
         assert engine.info().details["linears"] == "onednn-packed"
-
-
-def has_long_vectors() -> bool:
-    compiled, _ = kernels(torch.float32)
-    return compiled is not None and compiled.width > 8
-
-
-@pytest.mark.skipif(not has_long_vectors(), reason="this CPU has no AVX-512")
-def test_weights_of_three_bytes() -> None:
-    """This file once more, as on a CPU that has AVX2 only."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "CC": "gcc -mno-avx512f"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
