@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -57,6 +57,7 @@ def _size(tensor: Tensor) -> Tensor:
 
 
 @settings(max_examples=150, deadline=None)
+@example(rows=96, inputs=100, outputs=76, has_bias=False, threads=1, size=1e-20)
 @given(
     rows=st.integers(1, 70) | st.sampled_from([96, 97, 193, 256, 257, 300, 600]),
     inputs=st.integers(1, 200) | st.sampled_from([768, 2048]),
@@ -79,8 +80,11 @@ def test_sums_are_as_exact_as_float32(
     expected = linear(x.double(), weight.double(), None if bias is None else bias.double())
     # Of the row's and the output's largest numbers 2^-24 each are lost in every product.
     lost = x.abs().amax(1)[:, None] * weight.abs().amax(1)[None] * 2.0**-22 * inputs**0.5
+    # Sums of floats may be rounded by 2^-24 in each of so many additions; those of digits are not.
+    additions = 0 if has_digits() else min(inputs, 128) + inputs / 128
+    rounded = additions * 2.0**-24 * (x.double().abs() @ weight.double().abs().t())
     assert found.shape == expected.shape
-    assert ((found - expected).abs() <= lost + 2.0**-22 * expected.abs()).all()
+    assert ((found - expected).abs() <= lost + rounded + 2.0**-22 * expected.abs()).all()
     if inputs > 50:
         usual = _size(x) * _size(weight) * inputs**0.5
         assert _size(found - expected) < 1e-6 * usual + 1e-7 * _size(expected)
