@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.kernels import kernels
-from lmtp_replicate.engine.whole_linear import WholeLinear, largest_of
+from lmtp_replicate.engine.whole_linear import WholeLinear
 
 _OUTPUTS: Final = 32
 _INPUTS: Final = 64
@@ -68,7 +68,4 @@ def digit_linear(weight: Tensor, bias: Tensor | None) -> DigitLinear | None:
     numbers are finite, and the CPU has such sums and they hold so many inputs."""
     compiled, _ = kernels(weight.dtype)
     kernel = None if compiled is None else compiled.linear_digits
-    if kernel is None or weight.shape[1] > _MOST_INPUTS:
-        return None
-    largest = largest_of(weight)
-    return None if largest is None else DigitLinear(weight, bias, largest, kernel)
+    return DigitLinear.of(weight, bias, kernel) if weight.shape[1] <= _MOST_INPUTS else None

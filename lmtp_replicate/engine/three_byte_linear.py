@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmtp_replicate.engine.kernels import kernels
-from lmtp_replicate.engine.whole_linear import WholeLinear, largest_of
+from lmtp_replicate.engine.whole_linear import WholeLinear
 
 _OUTPUTS: Final = 16
 _BYTES: Final = 3
@@ -58,8 +58,4 @@ def three_byte_linear(weight: Tensor, bias: Tensor | None) -> ThreeByteLinear | 
     """The layer with the plain `weight` `[out_features, in_features]` in float32, if all its
     numbers are finite, and the CPU has AVX2 and nothing that has been found to be faster."""
     compiled, _ = kernels(weight.dtype)
-    kernel = None if compiled is None else compiled.linear_bytes
-    if kernel is None:
-        return None
-    largest = largest_of(weight)
-    return None if largest is None else ThreeByteLinear(weight, bias, largest, kernel)
+    return ThreeByteLinear.of(weight, bias, None if compiled is None else compiled.linear_bytes)

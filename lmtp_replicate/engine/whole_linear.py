@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor
@@ -46,15 +46,15 @@ class WholeLinear(PackedLinear):
     def __init__(
         self, weight: Tensor, bias: Tensor | None, largest: Tensor, kernel: LinearKernel
     ) -> None:
-        """`largest`: `largest_of(weight)`."""
+        """`largest`: the size of each output's largest weight."""
         super().__init__(weight.new_zeros(()).expand(weight.shape), bias)
         outputs, inputs = (
             _filled_up(*sizes) for sizes in zip(weight.shape, self.block, strict=True)
         )
         shape = self._shape(outputs // self.block[0], inputs)
         size = torch.Size(shape).numel()
-        self._memory = torch.zeros(_MARGIN + size + _MARGIN, dtype=torch.int8)
-        self.numbers = self._memory[_MARGIN : _MARGIN + size].view(shape)
+        room = torch.zeros(_MARGIN + size + _MARGIN, dtype=torch.int8)
+        self.numbers = room[_MARGIN : _MARGIN + size].view(shape)
         # Outputs of nothing but tiny numbers count as zeros.
         self.factors = torch.where(largest > 1e-30, largest / self.largest, 0.0)
         for first in range(0, len(self.numbers), _AT_ONCE):
@@ -64,7 +64,7 @@ class WholeLinear(PackedLinear):
             self.numbers[first : first + _AT_ONCE] = self._laid_out(pad(whole, rest))
         self.compiled = CompiledLinear(
             kernel,
-            self._memory,
+            self.numbers,
             self.numbers.data_ptr(),
             (self.out_features, self.in_features),
             weight.dtype,
@@ -72,6 +72,16 @@ class WholeLinear(PackedLinear):
             self.factors,
             self._row_room(inputs),
         )
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, kernel: LinearKernel | None) -> Self | None:
+        """The layer with the plain `weight` `[out_features, in_features]`, in float32; None where
+        there is no `kernel` for it, or some weight is no finite number."""
+        if kernel is None:
+            return None
+        # Without a copy of the weight: a large head's would take as much as the head.
+        largest = torch.maximum(weight.amax(1), -weight.amin(1))
+        return cls(weight, bias, largest, kernel) if largest.isfinite().all() else None
 
     @staticmethod
     @abstractmethod
@@ -117,13 +127,6 @@ class WholeLinear(PackedLinear):
 
 def _whole(weight: Tensor, factors: Tensor) -> Tensor:
     return (weight / factors.clamp_min(1e-37)[:, None]).round_().int()
-
-
-def largest_of(weight: Tensor) -> Tensor | None:
-    """The size of each output's largest weight; None if some weight is no finite number. Without a
-    copy of the weight: a large head's would take as much as the head."""
-    largest = torch.maximum(weight.amax(1), -weight.amin(1))
-    return largest if largest.isfinite().all() else None
 
 
 def _filled_up(size: int, block: int) -> int:
