@@ -105,7 +105,8 @@ class DecodeGraphs:
         recording = self._recording(decoding)
         if recording is None:
             return self._packed.forward(plan)
-        self._packed.prepare(plan.changes, max(map(self._packed.address, decoding)) + 1)
+        self._packed.store.change(plan.changes)
+        self._packed.store.extend(max(map(self._packed.address, decoding)) + 1)
         self._fill(recording.ints, decoding)
         # First: the device is at it while the host gets on with the others.
         recording.replay()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,7 +11,7 @@ from lmtp_replicate.engine.compiled_attention import CompiledAttention, Compiled
 from lmtp_replicate.engine.groups import place_of
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout, lay_out
-from lmtp_replicate.engine.pages import Clear, Copy, PagePool
+from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.plan import Plan, Work
 
 
@@ -67,11 +65,6 @@ class PackedModel:
     def address(self, work: Work) -> int:
         """Where the keys and values of the work's first token go."""
         return self.pool.address(place_of(work), work.start)
-
-    def prepare(self, changes: Iterable[Copy | Clear], end: int) -> None:
-        """Change the memory as a plan says, which then writes only before address `end`."""
-        self.store.change(changes)
-        self.store.extend(end)
 
     def run(self, tokens: Tensor, positions: Tensor, rows: Tensor | int, step: Step) -> Tensor:
         """One forward over `tokens` at `positions`, both `[1, T]`: the logits of `rows`, or of all
