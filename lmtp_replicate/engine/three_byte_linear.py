@@ -1,6 +1,6 @@
 """Linear layers in float32 whose weights are kept in three bytes (kernels/linear_bytes.c).
 
-A CPU with AVX2 makes floats of them faster than memory could give whole ones, and in units that
+A CPU makes floats of them faster than memory could give whole ones; with AVX2, in units that
 products leave free.
 """
 
@@ -26,9 +26,9 @@ class ThreeByteLinear(WholeLinear):
     description = "in whole numbers of three bytes"
     block = _OUTPUTS, 1
     largest = 0x7FFFFC  # a little more, as divisions round, is still one of three bytes
-    tried_rows = *range(1, 8), 13, 97
-    """The kernel's tiles have up to six rows, about the same number in all of them, and its parts
-    96."""
+    tried_rows = *range(1, 18), 97
+    """The kernel's tiles have up to six or sixteen rows, about the same number in all of them, and
+    its parts 96."""
 
     @staticmethod
     def _shape(blocks: int, inputs: int) -> Sequence[int]:
@@ -36,8 +36,7 @@ class ThreeByteLinear(WholeLinear):
 
     @staticmethod
     def _row_room(inputs: int) -> int:
-        del inputs  # it reads them where they lie
-        return 0
+        return 4 * inputs
 
     @staticmethod
     def _laid_out(whole: Tensor) -> Tensor:
@@ -56,6 +55,6 @@ class ThreeByteLinear(WholeLinear):
 
 def three_byte_linear(weight: Tensor, bias: Tensor | None) -> ThreeByteLinear | None:
     """The layer with the plain `weight` `[out_features, in_features]` in float32, if all its
-    numbers are finite, and the CPU has AVX2 and nothing that has been found to be faster."""
+    numbers are finite, and the CPU has AVX2 or AVX-512 and nothing that has been found to be faster."""
     compiled, _ = kernels(weight.dtype)
     return ThreeByteLinear.of(weight, bias, None if compiled is None else compiled.linear_bytes)

@@ -8,51 +8,60 @@
 
 #include "linear.h"
 
-#if !defined(BFLOAT16) && defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+#if !defined(BFLOAT16) && defined(__FMA__) && (defined(__AVX512BW__) || defined(__AVX2__) && !defined(__AVX512F__))
 
 #include <immintrin.h>
 
 enum {
-    SIDE = 2 * WIDTH,    /* outputs of a panel of weights */
-    OF_PANEL = 3 * SIDE, /* bytes of an input's weights in it */
-    TILE = 6,            /* rows times panels whose sums fill the registers */
-    ROWS = 96,           /* which stay in the second cache for all outputs */
-    DEPTH = 128,         /* inputs whose weights stay in the first cache, as floats, for all rows */
-    AHEAD = 1536,        /* bytes by which memory is asked in advance */
+    SIDE = 16,              /* outputs of a panel of weights */
+    VECTORS = SIDE / WIDTH, /* of them */
+    OF_PANEL = 3 * SIDE,    /* bytes of an input's weights in it */
+    TILE = WIDTH > 8 ? 16 : 6, /* rows times panels whose sums fill the registers */
+    ROWS = 96,              /* which stay in the second cache for all outputs */
+    DEPTH = 128,            /* inputs whose weights stay in the first cache, as floats, for all rows */
+    AHEAD = 1536,           /* bytes by which memory is asked in advance */
 };
 
-/* Weights are `[output / SIDE][input][SIDE][3]`, the last panel filled up with zeros. Four bytes before
-   them and behind them are read too. */
+/* Weights are `[output / SIDE][input][SIDE][3]`, the last panel filled up with zeros. Up to 16 bytes
+   before them and behind them are read too. */
 
-/* Eight weights as floats, 256 times as large: their bytes are the upper three of four. */
+/* A vector of weights as floats, 256 times as large: their bytes are the upper three of four. */
 INLINE vec weights_at(const uint8_t *at) {
+#ifdef __AVX512BW__
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
+    const __m512i spread =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11));
+    const __m512i bytes = _mm512_permutexvar_epi32(lanes, _mm512_loadu_si512(at));
+    return (vec)_mm512_cvtepi32_ps(_mm512_shuffle_epi8(bytes, spread));
+#else
     const __m256i spread = _mm256_setr_epi8(-1, 4, 5, 6, -1, 7, 8, 9, -1, 10, 11, 12, -1, 13, 14, 15,
                                             -1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11);
     const __m256i bytes = _mm256_loadu_si256((const __m256i *)(at - 4));
     return (vec)_mm256_cvtepi32_ps(_mm256_shuffle_epi8(bytes, spread));
+#endif
 }
 
 /* What a tile does about its weights: read them, read them and keep floats for the next rows, or take
    those. */
 typedef enum { READ, KEEP, TAKE } Mode;
 
-/* sums[row][:] += x[row] . weight. `rows`, `panels` and `mode` are constants where it is called, so that
-   the sums stay in registers. `plane`: bytes from a panel to the next one. */
-INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const float *x, int64_t stride,
+/* sums[row][:] += x[:][row] . weight. `rows`, `panels` and `mode` are constants where it is called, so
+   that the sums stay in registers. `plane`: bytes from a panel to the next one. */
+INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const float *x,
                      const uint8_t *weight, int64_t plane, float *kept, float *to) {
-    const int wide = 2 * panels;
-    vec sums[TILE][2 * TILE] = {0}; /* for these inputs apart: fewer roundings than one sum for all */
+    const int wide = VECTORS * panels;
+    vec sums[TILE][VECTORS * TILE] = {0}; /* for these inputs apart: fewer roundings than one for all */
     _Pragma("GCC unroll 2") for (int64_t k = 0; k < inputs; k++) {
-        vec w[2 * TILE];
+        vec w[VECTORS * TILE];
         UNROLL for (int v = 0; v < wide; v++) {
-            const uint8_t *here = weight + v / 2 * plane + k * OF_PANEL + v % 2 * 3 * WIDTH;
+            const uint8_t *here = weight + v / VECTORS * plane + k * OF_PANEL + v % VECTORS * 3 * WIDTH;
             float *floats = kept + k * SIDE + v * WIDTH; /* of the only panel */
             w[v] = mode == TAKE ? load(floats) : weights_at(here);
             if (mode == KEEP) store(floats, w[v]);
-            if (mode != TAKE && v % 2 == 0) __builtin_prefetch(here + AHEAD);
+            if (mode != TAKE && v % VECTORS == 0) __builtin_prefetch(here + AHEAD);
         }
         UNROLL for (int r = 0; r < rows; r++) {
-            const vec input = all(x[r * stride + k]);
+            const vec input = all(x[k * rows + r]);
             UNROLL for (int v = 0; v < wide; v++) sums[r][v] += input * w[v];
         }
     }
@@ -61,21 +70,54 @@ INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const floa
 }
 
 INLINE void add_rows(int64_t rows, int panels, Mode mode, int64_t inputs, const float *x,
-                     int64_t stride, const uint8_t *weight, int64_t plane, float *kept, float *to) {
+                     const uint8_t *weight, int64_t plane, float *kept, float *to) {
 #define ROWS_OF_TILE(rows)                                                             \
     case rows:                                                                         \
         if ((rows) * panels <= TILE)                                                   \
-            add_tile(rows, panels, mode, inputs, x, stride, weight, plane, kept, to); \
+            add_tile(rows, panels, mode, inputs, x, weight, plane, kept, to); \
         break;
+#define FOUR_TILES(rows) \
+    ROWS_OF_TILE(rows) ROWS_OF_TILE(rows + 1) ROWS_OF_TILE(rows + 2) ROWS_OF_TILE(rows + 3)
     switch (rows) {
-        ROWS_OF_TILE(1)
-        ROWS_OF_TILE(2)
-        ROWS_OF_TILE(3)
-        ROWS_OF_TILE(4)
-        ROWS_OF_TILE(5)
-        ROWS_OF_TILE(6)
+        FOUR_TILES(1)
+        FOUR_TILES(5)
+        FOUR_TILES(9)
+        FOUR_TILES(13)
     }
+#undef FOUR_TILES
 #undef ROWS_OF_TILE
+}
+
+/* Rows are taken in parts and these in tiles, of about as many rows each. */
+static int64_t parts_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
+static int64_t tiles_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
+
+/* Inputs `from` to `end` of a part's rows, by tiles: `[tile][input][row]`. */
+static void lay_out_part(const float *x, int64_t rows, int64_t inputs, int64_t from, int64_t end,
+                         float *to) {
+    const int64_t tiles = tiles_of(rows);
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t k = from; k < end; k++)
+                to[row * inputs + k * count + r] = x[(row + r) * inputs + k];
+    }
+}
+
+/* All rows' inputs, of which each thread lays out some. Rows as they lie, a power of two apart, would
+   drive one another from the first cache. */
+static void lay_out(const float *x, int64_t rows, int64_t inputs, float *to) {
+    enum { SHARE = 16 };
+    const int64_t parts = parts_of(rows);
+#pragma omp for nowait
+    for (int64_t from = 0; from < inputs; from += SHARE) {
+        const int64_t end = inputs - from < SHARE ? inputs : from + SHARE;
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
+            const int64_t start = first * inputs;
+            lay_out_part(x + start, taken, inputs, from, end, to + start);
+        }
+    }
 }
 
 /* The outputs of `rows` rows from their sums. */
@@ -90,22 +132,23 @@ static void put(const Linear *l, float *output, int64_t rows, int64_t from, int6
         }
 }
 
-/* Of at most ROWS rows the outputs from `from` on, of `panels` panels, a constant where it is called. */
+/* Of at most ROWS rows, laid out in tiles, the outputs from `from` on, of `panels` panels, a constant
+   where it is called. */
 INLINE void compute(int panels, const Linear *l, float *output, const float *x, int64_t rows,
                     int64_t from) {
     const int64_t plane = l->inputs * OF_PANEL, wide = panels * SIDE;
-    const int64_t tiles = (rows * panels + TILE - 1) / TILE;
+    const int64_t tiles = tiles_of(rows);
     /* In whole lines of the cache: a stack may start anywhere. */
     float sums[ROWS * SIDE] __attribute__((aligned(64))), kept[DEPTH * SIDE] __attribute__((aligned(64)));
     memset(sums, 0, rows * wide * sizeof *sums);
     for (int64_t k = 0; k < l->inputs; k += DEPTH) {
         const int64_t deep = l->inputs - k < DEPTH ? l->inputs - k : DEPTH;
         const uint8_t *weight = (const uint8_t *)l->weight + from / SIDE * plane + k * OF_PANEL;
-        for (int64_t t = 0; t < tiles; t++) { /* of about as many rows each */
+        for (int64_t t = 0; t < tiles; t++) {
             const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
-            const float *inputs = x + row * l->inputs + k;
+            const float *inputs = x + row * l->inputs + k * count;
             float *to = sums + row * wide;
-#define ADD(mode) add_rows(count, panels, mode, deep, inputs, l->inputs, weight, plane, kept, to)
+#define ADD(mode) add_rows(count, panels, mode, deep, inputs, weight, plane, kept, to)
             if (tiles == 1) ADD(READ);
             else if (t == 0) ADD(KEEP);
             else ADD(TAKE);
@@ -127,22 +170,31 @@ static void compute_some(int64_t panels, const Linear *l, float *output, const f
     else compute(1, l, output, x, rows, from);
 }
 
+/* One layer, of rows that lie in tiles. */
+static void multiply(const Linear *l, float *output, const float *x, int64_t rows) {
+    const int64_t parts = parts_of(rows);
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
+        const int64_t panels = WIDTH > 8 || taken > 3 ? 1 : taken > 1 ? 2 : 4;
+        /* The last panels go to the thread that is free: a core may be shared with others. */
+#pragma omp for schedule(guided) nowait
+        for (int64_t from = 0; from < l->outputs; from += panels * SIDE)
+            compute_some(panels, l, output + first * l->outputs, x + first * l->inputs, taken, from);
+    }
+}
+
+/* `room`: of each row as much as its inputs take. */
 void lmtp_linear_bytes(const Linear *layers, float *const *outputs, int64_t count, const float *x,
                        int64_t rows, void *room) {
-    (void)room;
-    const int64_t parts = (rows + ROWS - 1) / ROWS;
+    const float *tiles = rows > 1 ? room : x; /* a single row already lies as it should */
 #pragma omp parallel
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t part = 0; part < parts; part++) {
-            const Linear *l = layers + i;
-            const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
-            const int64_t panels = taken > 3 ? 1 : taken > 1 ? 2 : 4;
-            /* The last panels go to the thread that is free: a core may be shared with others. */
-#pragma omp for schedule(guided) nowait
-            for (int64_t from = 0; from < l->outputs; from += panels * SIDE)
-                compute_some(panels, l, outputs[i] + first * l->outputs, x + first * l->inputs, taken,
-                             from);
+    {
+        if (rows > 1) {
+            lay_out(x, rows, layers->inputs, room);
+#pragma omp barrier
         }
+        for (int64_t i = 0; i < count; i++) multiply(layers + i, outputs[i], tiles, rows);
+    }
 }
 
 #endif
