@@ -14,7 +14,7 @@
 enum {
     KEYS = 64, /* in a block */
     ROWS = 96, /* in a block: query tokens times query heads */
-    AHEAD = 16, /* keys, and values, by which memory is asked in advance */
+    AHEAD = KEYS, /* keys, and values, by which memory is asked in advance */
 #ifdef __AVX512F__
     WIDE = 4, /* vectors of a value that are added at once to six rows: as many as registers hold */
 #else
@@ -43,7 +43,7 @@ static void multiply_keys(int rows, int keys, int64_t dim, const float *query, c
     const float *each[WIDTH];
     for (int i = 0; i < WIDTH; i++) {
         each[i] = floats(key + (i < keys ? i : keys - 1) * stride, dim, room + i * dim);
-        fetch(key + (i + AHEAD) * stride, dim);
+        fetch_near(key + (i + AHEAD) * stride, dim);
     }
     for (int r = 0; r < rows; r++) {
         vec products[WIDTH];
@@ -56,16 +56,17 @@ static void multiply_keys(int rows, int keys, int64_t dim, const float *query, c
     }
 }
 
-/* output[row] += weights[row] . values, for `rows` <= 6 and `wide` vectors of each value. Both are
-   constants where it is called, so that the sums stay in registers. */
-INLINE void add_values_tile(int rows, int wide, int keys, int64_t dim, const float *weights,
+/* output[row] += weights[row] . values, for `rows` <= 6 and `wide` vectors of each value. These and
+   `is_first`, whether no other rows have read these values yet, are constants where it is called, so
+   that the sums stay in registers. */
+INLINE void add_values_tile(int rows, int wide, int is_first, int keys, int64_t dim, const float *weights,
                             const number *value, int64_t stride, float *output) {
     vec sums[6][4];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int w = 0; w < wide; w++) sums[r][w] = load(output + r * dim + w * WIDTH);
     for (int k = 0; k < keys; k++) {
         vec v[4];
-        fetch(value + (k + AHEAD) * stride, wide * WIDTH);
+        if (is_first) fetch_near(value + (k + AHEAD) * stride, wide * WIDTH);
         UNROLL for (int w = 0; w < wide; w++) v[w] = load_numbers(value + k * stride + w * WIDTH);
         UNROLL for (int r = 0; r < rows; r++) {
             const vec weight = all(weights[r * KEYS + k]);
@@ -78,10 +79,13 @@ INLINE void add_values_tile(int rows, int wide, int keys, int64_t dim, const flo
 
 static void add_values(int rows, int keys, int64_t dim, const float *weights, const number *value,
                        int64_t stride, float *output) {
-#define TILE(rows, wide)                                                                        \
-    for (; d + wide * WIDTH <= dim; d += wide * WIDTH)                                          \
-        add_values_tile(rows, wide, keys, dim, weights, value + d, stride, output + d);
-    while (rows > 0) {
+#define TILE(rows, wide)                                                                         \
+    for (; d + wide * WIDTH <= dim; d += wide * WIDTH)                                           \
+        if (is_first)                                                                            \
+            add_values_tile(rows, wide, 1, keys, dim, weights, value + d, stride, output + d);   \
+        else                                                                                     \
+            add_values_tile(rows, wide, 0, keys, dim, weights, value + d, stride, output + d);
+    for (int is_first = 1; rows > 0; is_first = 0) {
         int64_t d = 0;
         const int taken = rows < 6 ? rows : 6;
         switch (taken) {

@@ -92,30 +92,39 @@ INLINE void add_rows(int64_t rows, int panels, Mode mode, int64_t inputs, const 
 static int64_t parts_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
 static int64_t tiles_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
 
-/* Inputs `from` to `end` of a part's rows, by tiles: `[tile][input][row]`. */
-static void lay_out_part(const float *x, int64_t rows, int64_t inputs, int64_t from, int64_t end,
-                         float *to) {
-    const int64_t tiles = tiles_of(rows);
-    for (int64_t t = 0; t < tiles; t++) {
-        const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
-        for (int64_t r = 0; r < count; r++)
-            for (int64_t k = from; k < end; k++)
-                to[row * inputs + k * count + r] = x[(row + r) * inputs + k];
-    }
+/* WIDTH inputs of a tile of rows: `[input][row]`. */
+static void lay_out_block(const float *x, int64_t rows, int64_t inputs, float *to) {
+    vec v[WIDTH];
+    UNROLL for (int i = 0; i < WIDTH; i++) v[i] = load(x + (i < rows ? i : rows - 1) * inputs);
+    transpose(v);
+    UNROLL for (int i = 0; i < WIDTH; i++)
+        if (i * rows + WIDTH <= WIDTH * rows) store(to + i * rows, v[i]); /* the next covers the rest */
+        else memcpy(to + i * rows, v + i, rows * sizeof *to);
 }
 
-/* All rows' inputs, of which each thread lays out some. Rows as they lie, a power of two apart, would
-   drive one another from the first cache. */
+/* Inputs `from` to `end` of a tile of rows. */
+static void lay_out_tile(const float *x, int64_t rows, int64_t inputs, int64_t from, int64_t end,
+                         float *to) {
+    for (; from + WIDTH <= end; from += WIDTH) lay_out_block(x + from, rows, inputs, to + from * rows);
+    for (int64_t k = from; k < end; k++)
+        for (int64_t r = 0; r < rows; r++) to[k * rows + r] = x[r * inputs + k];
+}
+
+/* All rows' inputs, by tiles: `[tile][input][row]`. Rows as they lie, a power of two apart, would drive
+   one another from the first cache. Each thread lays out some of the inputs. */
 static void lay_out(const float *x, int64_t rows, int64_t inputs, float *to) {
-    enum { SHARE = 16 };
+    enum { SHARE = 64 };
     const int64_t parts = parts_of(rows);
 #pragma omp for nowait
     for (int64_t from = 0; from < inputs; from += SHARE) {
         const int64_t end = inputs - from < SHARE ? inputs : from + SHARE;
         for (int64_t part = 0; part < parts; part++) {
             const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
-            const int64_t start = first * inputs;
-            lay_out_part(x + start, taken, inputs, from, end, to + start);
+            const int64_t tiles = tiles_of(taken);
+            for (int64_t t = 0; t < tiles; t++) {
+                const int64_t row = first + taken * t / tiles, next = first + taken * (t + 1) / tiles;
+                lay_out_tile(x + row * inputs, next - row, inputs, from, end, to + row * inputs);
+            }
         }
     }
 }
