@@ -55,6 +55,6 @@ class ThreeByteLinear(WholeLinear):
 
 def three_byte_linear(weight: Tensor, bias: Tensor | None) -> ThreeByteLinear | None:
     """The layer with the plain `weight` `[out_features, in_features]` in float32, if all its
-    numbers are finite, and the CPU has AVX2 or AVX-512 and nothing that has been found to be faster."""
+    numbers are finite, and the CPU has AVX2 or AVX-512."""
     compiled, _ = kernels(weight.dtype)
     return ThreeByteLinear.of(weight, bias, None if compiled is None else compiled.linear_bytes)

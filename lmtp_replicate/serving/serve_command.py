@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the model, then serve it until SIGINT or SIGTERM; the exit status."""
+    from lmtp_replicate.engine.heap import keep_objects
     from lmtp_replicate.engine.options import LoadOptions
     from lmtp_replicate.engine.torch_engine import open_engine
 
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
     )
     engine = open_engine(arguments.model, options)
+    keep_objects()
     try:
         asyncio.run(serve(engine, arguments.host, arguments.port, arguments.token or None))
     finally:

@@ -1,4 +1,4 @@
-"""Memory that a step frees is there for the next one."""
+"""Memory that a step frees is there for the next one, and lasting objects are left alone."""
 
 from __future__ import annotations
 
@@ -36,5 +36,23 @@ assert counted[0] < 1000, f"{counted[0]} faults in 20 steps of 80 MiB"
 def test_steps_take_no_page_faults_for_what_they_allocate_again() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _STEPS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+_OBJECTS = """
+import gc
+from lmtp_replicate.engine.heap import keep_objects
+
+loaded = [[] for _ in range(300_000)]
+keep_objects()
+visited = len(gc.get_objects())
+assert visited < 10_000, f"the collector still visits {visited}"
+"""
+
+
+def test_the_collector_passes_over_what_has_been_loaded() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _OBJECTS], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,8 @@ import gc
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,9 +103,9 @@ def test_a_broken_work_directory_is_a_clear_error(
         RunnerConfig.read(tmp_path)
 
 
-@pytest.mark.slow
-async def test_a_work_directory_with_a_real_model(tiny_llama: Path, tmp_path: Path) -> None:
-    """The template as it is, loaded by the real runtime."""
+@pytest.fixture
+def work_directory(tiny_llama: Path, tmp_path: Path) -> Path:
+    """The template as it is, with a real model."""
     folder = tmp_path / "work"
     folder.mkdir()
     with_schema(folder, TEMPLATE.read_text())
@@ -112,6 +114,32 @@ async def test_a_work_directory_with_a_real_model(tiny_llama: Path, tmp_path: Pa
     options = {"dtype": "float32", "pack_linears": "none"}
     config = {"model": "checkpoints", "source": source, "load": options}
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+LOADED = """
+import gc, sys
+from pathlib import Path
+from lmtp_replicate.serving.cog_runner import CogRunner
+
+runner = CogRunner.load(Path(sys.argv[1]))
+print(gc.get_freeze_count(), len(gc.get_objects()))
+"""
+
+
+@pytest.mark.slow
+def test_no_prediction_waits_for_the_collector_to_visit_the_model(work_directory: Path) -> None:
+    command = [sys.executable, "-c", LOADED, str(work_directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    kept, visited = map(int, done.stdout.split())
+    assert kept > 100_000 > visited
+
+
+@pytest.mark.slow
+async def test_a_work_directory_with_a_real_model(work_directory: Path) -> None:
+    """Loaded by the real runtime."""
+    folder = work_directory
     ops = [OP, ["MODEL_INFO", {"stream_id": 2}]]
     with coglet(folder) as runtime:
         text = await runtime.answer(prompt="Hello", max_length=8, n=2, seed=3)

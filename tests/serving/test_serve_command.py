@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import aiohttp
 import pytest
 
 from lmtp_replicate.cli import main
+from lmtp_replicate.serving import serve_command
 from tests.upstream import run_upstream
 
 pytestmark = pytest.mark.slow
@@ -93,6 +95,22 @@ async def test_its_options_reach_the_model_and_the_server(tiny_llama: Path) -> N
     assert answer["model_info"]["device"] == "cpu"
     assert answer["model_info"]["details"]["decode_reason"] == "the model is not on a CUDA device"
     assert "s3cret" not in "".join(said)
+
+
+def test_no_stream_waits_for_the_collector_to_visit_the_model(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+
+    async def serve(*arguments: object) -> None:
+        kept.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(serve_command, "serve", serve)
+    try:
+        assert main(["serve", str(tiny_llama), "--device", "cpu"]) == 0
+    finally:
+        gc.unfreeze()
+    assert kept[0] > 100_000
 
 
 def test_a_model_that_cannot_be_loaded_is_an_error_at_start(
