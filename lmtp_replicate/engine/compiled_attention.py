@@ -23,6 +23,7 @@ from lmtp_replicate.engine.kernels import ANY_NUMBER, Kernels, kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
 from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
+from lmtp_replicate.engine.wanted_rows import WantedRows
 
 _LONGEST_BFLOAT16: Final = 16
 """Tokens of a stream in a step up to which ours is faster than torch's products of bfloat16."""
@@ -83,9 +84,7 @@ class CompiledAttention:
         self.longest = longest
         self.dtype = dtype
         self._limits = compiled
-        self._attend = compiled.functions.lmtp_attend
-        self._attend.argtypes = [ctypes.POINTER(Arguments)]
-        self._attend.restype = None
+        self._keep, self._attend = compiled.keep, compiled.attend
         self.long = LongAttention(compiled) if compiled.has_tiles else None
         """The code for longer works, if there is any."""
 
@@ -128,7 +127,8 @@ class CompiledAttention:
         arguments = Arguments(
             output.data_ptr(), *chain(*strided), *pointers, *sizes, scores.scaling
         )
-        self._attend(arguments)
+        self._keep(ctypes.byref(arguments))
+        self._attend(ctypes.byref(arguments))
         if self.long is not None and long_room is not None:
             self.long.attend(arguments, long_room)
         return output
@@ -151,6 +151,7 @@ class CompiledStep:
         self.is_used = False
         works = [work for group in layout.groups for work in _works(group)]
         self._works = torch.tensor(works, dtype=torch.int64)
+        self._rows, self._tokens = layout.rows, len(layout.addresses)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
@@ -194,6 +195,12 @@ class CompiledStep:
             dim=dim,
             longest=self._attention.longest,
         )
+
+    def wanted(self) -> WantedRows | None:
+        """The tokens whose logits are wanted; None where those are all."""
+        if len(self._rows) == self._tokens:
+            return None
+        return WantedRows(self._rows, self._works)
 
     def room_for_long(self, kv_heads: int, dim: int) -> Tensor | None:
         """What the code for the long works needs in each layer, if there are any."""

@@ -65,25 +65,28 @@ class Layers:
 def compile_layers(model: nn.Module) -> Layers:
     """Take over the layers of `model` that have Llama's parts, all of them compiled or packed. A
     hook that is put on such a layer later sees the states that the last of those that follow one
-    another has made."""
+    another has made, of tokens whose logits are wanted."""
     candidates = [module for module in model.modules() if _is_candidate(module)]
     if not candidates:
         return Layers("none of Llama's parts, with packed linear layers and compiled norms")
     for layer in candidates:
         layer.forward = CompiledLayer(layer)
-    for layers in _following(model, candidates):
-        first, compiled = layers[0].forward, [layer.forward for layer in layers]
-        first.stack = LayerStack([each.stacked for each in compiled], _kernels_of(layers[0]))
+    for layers, is_last in _following(model, candidates):
+        stacked = [layer.forward.stacked for layer in layers]
+        layers[0].forward.stack = LayerStack(stacked, _kernels_of(layers[0]), is_last=is_last)
     return Layers("they agree with transformers' own", candidates)
 
 
-def _following(model: nn.Module, candidates: list[nn.Module]) -> Iterable[list[Any]]:
-    """Those of `candidates` that follow one another in a list of `model`'s."""
+def _following(model: nn.Module, candidates: list[nn.Module]) -> Iterable[tuple[list[Any], bool]]:
+    """Those of `candidates` that follow one another in a list of `model`'s, and whether they are
+    the last in the last such list. That nothing else mixes tokens is for the proof to find out."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    lists = [layers for layers in lists if any(layer in candidates for layer in layers)]
     for layers in lists:
         for is_candidate, following in groupby(layers, lambda layer: layer in candidates):
             if is_candidate:
-                yield list(following)
+                found = list(following)
+                yield found, found[-1] is lists[-1][-1]
 
 
 class CompiledLayer:

@@ -76,10 +76,15 @@ class StackedLayer:
 
 
 class LayerStack:
-    """Runs `layers`, which follow one another. `most_tokens`: over how many it can."""
+    """Runs `layers`, which follow one another. `most_tokens`: over how many it can. `is_last`:
+    whether no other layer follows, so that of the tokens that are not wanted nobody needs what the
+    last one makes."""
 
-    def __init__(self, layers: Sequence[StackedLayer], compiled: Kernels) -> None:
+    def __init__(
+        self, layers: Sequence[StackedLayer], compiled: Kernels, *, is_last: bool = False
+    ) -> None:
         self._layers = layers
+        self._is_last = is_last
         self._function = compiled.run_layers
         self._store: Callable[[], KVStore | None] = lambda: None
         self._parts: list[Tensor] = []
@@ -107,7 +112,8 @@ class LayerStack:
 
     def run(self, x: Tensor, rotary: Sequence[Tensor], step: CompiledStep) -> Tensor:
         """The hidden states that the last layer makes of the first one's, `x` `[1, T, size]`, which
-        are lost. `rotary`: cosines and sines, `[1, T, head_dim]`."""
+        are lost; if that is the model's last one, of wanted tokens only. `rotary`: cosines and
+        sines, `[1, T, head_dim]`."""
         tokens = x.shape[1]
         rotary = [tensor.contiguous() for tensor in rotary]
         if step.store is not self._store():
@@ -118,8 +124,10 @@ class LayerStack:
         self._room.long_keys = None if long_keys is None else long_keys.data_ptr()
         common = ctypes.byref(step.common(rotary, *self._heads))
         layers = self._arguments, len(self._layers)
+        wanted = step.wanted() if self._is_last else None
+        only = None if wanted is None else ctypes.byref(wanted.arguments)
         room = ctypes.byref(self._room)
-        self._function(*layers, common, x.data_ptr(), tokens, room, self._multiply)
+        self._function(*layers, common, x.data_ptr(), tokens, only, room, self._multiply)
         if tokens > _MOST_KEPT:
             self._parts, self._tokens = [], 0
         step.finished.update(self._layers)

@@ -47,11 +47,13 @@ class Kernels:
         """Largest size of a head."""
         self.attention_shared = self.limit("attention_shared")
         """Most query heads to a key head."""
+        self.keep = self._function("keep", c_void_p)
+        self.attend = self._function("attend", c_void_p)
         self.gate = self._function("gate", *[c_void_p] * 2, c_int64)
         self.choice = self._function("choice", c_void_p, *[c_int64] * 3, *[c_void_p] * 2)
         self.rms_norm = self._function("rms_norm", *[c_void_p] * 4, *[c_int64] * 2, c_float)
         self.run_layers = self._function(
-            "run_layers", c_void_p, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 2
+            "run_layers", c_void_p, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 3
         )
         self.few_rows = self._linear("linear", self.limit("linear_rows"))
         self.has_tiles = hasattr(library, "lmtp_linear_tiles") and bool(library.lmtp_allow_tiles())

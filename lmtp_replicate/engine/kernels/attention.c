@@ -201,13 +201,17 @@ static Cut cut(const Step *s, const Work *w, int threads) {
     return c;
 }
 
-/* Keep the new keys and values, and attend. Needs: `dim` a multiple of WIDTH and at most MAX_DIM; at
-   most ROWS query heads to a key head. */
+/* Put the new keys and values of all works in their places. */
+void lmtp_keep(const Step *s) {
+    for (int64_t i = 0; i < s->works_count; i++) keep(s, s->works + i);
+}
+
+/* Attend over keys and values that have been kept. Needs: `dim` a multiple of WIDTH and at most
+   MAX_DIM; at most ROWS query heads to a key head. */
 void lmtp_attend(const Step *s) {
     const int threads = omp_get_max_threads();
     int64_t total = 0;
     for (int64_t i = 0; i < s->works_count; i++) {
-        keep(s, s->works + i);
         if (s->works[i].count > s->longest) put_queries(s, s->works + i);
         total += cut(s, s->works + i, threads).blocks;
     }
