@@ -28,7 +28,7 @@ class WantedRows:
     def __init__(self, rows: Tensor, works: Tensor) -> None:
         self._tokens = rows.sort().values
         starts, counts, firsts, positions = works.unbind(1)
-        work_of_row = torch.searchsorted(starts, self._tokens, right=True) - 1
+        work_of_row = torch.searchsorted(starts.contiguous(), self._tokens, right=True) - 1
         wanted = torch.bincount(work_of_row, minlength=len(works))
         columns = wanted.cumsum(0) - wanted, wanted, firsts, positions + counts - wanted
         self._works = torch.stack(columns, 1)[wanted > 0].contiguous()

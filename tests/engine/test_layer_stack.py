@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lmtp_replicate.engine.compiled_attention import CompiledAttention
+from lmtp_replicate.engine.compiled_attention import CompiledAttention, CompiledStep
 from lmtp_replicate.engine.compiled_layers import CompiledLayer
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.layer_stack import LayerStack
@@ -30,6 +30,7 @@ from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.stream import Stream
+from lmtp_replicate.engine.wanted_rows import WantedRows
 from lmtp_replicate.protocol.messages import Generate, Score
 from tests.engine.bfloat16 import onednn_packs_bfloat16
 from tests.engine.oracle import Oracle
@@ -104,15 +105,35 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield runs
 
 
-def logits(network: Any, attention: CompiledAttention, chunks: list[int]) -> list[Tensor]:
-    """Of two streams, of which each step runs a chunk each."""
+@contextmanager
+def wanted_rows(patch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """In each run of which not all tokens were wanted, how many, and how many there were."""
+    counts: list[tuple[int, int]] = []
+    plain = CompiledStep.wanted
+
+    def wanted(self: CompiledStep) -> WantedRows | None:
+        rows = plain(self)
+        if rows is not None:
+            counts.append((rows.arguments.count, self._tokens))
+        return rows
+
+    with patch.context() as patched:
+        patched.setattr(CompiledStep, "wanted", wanted)
+        yield counts
+
+
+def logits(
+    network: Any, attention: CompiledAttention, chunks: list[int], prompts: tuple[int, int] = (1, 1)
+) -> list[Tensor]:
+    """Of two streams, of which each step runs a chunk each: of all tokens from the prompts' last
+    ones on."""
     ids = torch.randint(
         VOCABULARY, (2, sum(chunks) + 1), generator=torch.Generator().manual_seed(3)
     )
     streams = []
     pool: PagePool = Spans(64, 16)
-    for index, row in enumerate(ids.tolist()):
-        op = Score(index, tuple(row[:1]), tuple(row[1:]))
+    for index, (row, prompt) in enumerate(zip(ids.tolist(), prompts, strict=True)):
+        op = Score(index, tuple(row[:prompt]), tuple(row[prompt:]))
         streams.append(Stream(op, op.prompt, limit=len(row)))
         streams[-1].place = pool.take(len(row))
     model = PackedModel(network, pool, attention)
@@ -152,6 +173,53 @@ def test_the_layers_make_what_each_makes_alone(
     for found, expected in zip(together, alone, strict=True):
         error = (found - expected).abs().max()
         assert error <= TOLERANCES[dtype] * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prompts", [(10, 41), (39, 40), (1, 42), (42, 12)])
+def test_the_last_layer_serves_only_tokens_whose_logits_are_wanted(
+    kind: str, dtype: torch.dtype, prompts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all the streams' chunks, some, none."""
+    if dtype == torch.bfloat16 and not onednn_packs_bfloat16():
+        pytest.skip("oneDNN packs no bfloat16 on this CPU")
+    network = network_of(kind, dtype)
+    verdict = prove(network, VOCABULARY, 256)
+    assert verdict.attention is not None
+    stack, chunks = stack_of(network), [1, 4, 30, 2, 5]
+    if stack.most_tokens == 0:
+        pytest.skip("this CPU has no kernel of ours for these layers")
+    with counted(monkeypatch) as runs, wanted_rows(monkeypatch) as wanted:
+        together = logits(network, verdict.attention, chunks, prompts)
+    steps = [(len(step), 2 * size) for step, size in zip(together, chunks, strict=True)]
+    assert wanted == [(rows, size) for rows, size in steps if rows < size and size in runs]
+    assert wanted
+    stack.most_tokens = 0
+    alone = logits(network, verdict.attention, chunks, prompts)
+    for found, expected in zip(together, alone, strict=True):
+        assert found.shape == expected.shape
+        if len(found):
+            error = (found - expected).abs().max()
+            assert error <= TOLERANCES[dtype] * expected.abs().max()
+
+
+def test_layers_before_the_last_serve_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they make of a token is seen by those after it in the next layer."""
+    network = network_of("llama")
+    seen: list[Tensor] = []
+    network.model.layers[-1].register_forward_hook(lambda *call: seen.append(call[2]))
+    verdict = prove(network, VOCABULARY, 256)
+    assert verdict.attention is not None
+    assert len(compiled_layers(network)) == 2
+    stack = stack_of(network)
+    with counted(monkeypatch) as runs, wanted_rows(monkeypatch) as wanted:
+        together = logits(network, verdict.attention, [30, 5], (33, 34))
+    assert (runs, wanted) == ([60, 10], [])
+    stack.most_tokens = 0
+    alone = logits(network, verdict.attention, [30, 5], (33, 34))
+    error = (together[1] - alone[1]).abs().max()
+    assert error <= TOLERANCES[torch.float32] * alone[1].abs().max()
 
 
 def test_a_step_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
