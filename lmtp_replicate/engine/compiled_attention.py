@@ -3,8 +3,8 @@
 torch's kernel multiplies the few query rows of a decoding stream with a library made for large
 matrices, and computes the whole of a masked one. Ours takes 0.5 to 0.6 of its time for decode steps
 and for prompts, and 0.3 for a few tokens after a long prefix. For long chunks in bfloat16 there is
-code of its own where the CPU has AMX. Where it has only other instructions for such products, they
-are left to torch.
+code of its own where the CPU has AMX. Where that cannot be compiled, or the CPU has other
+instructions for products of matrices, they are left to torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lmtp_replicate.engine.groups import Group, Neighbours
 from lmtp_replicate.engine.kernels import ANY_NUMBER, Kernels, kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
-from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
+from lmtp_replicate.engine.precision import cpu_multiplies_matrices_of_bfloat16
 from lmtp_replicate.engine.wanted_rows import WantedRows
 
 _LONGEST_BFLOAT16: Final = 16
@@ -245,6 +245,6 @@ def compiled_attention_for(
     compiled, why = kernels(dtype)
     if compiled is None:
         return None, why
-    has_products = dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
+    has_products = dtype == torch.bfloat16 and cpu_multiplies_matrices_of_bfloat16()
     beside = _LONGEST_BESIDE_TILES if compiled.has_tiles else _LONGEST_BFLOAT16
     return CompiledAttention(compiled, dtype, beside if has_products else ANY_NUMBER), why

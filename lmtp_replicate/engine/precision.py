@@ -70,13 +70,21 @@ def cpu_multiplies_bfloat16() -> bool:
     Asked of the capability, not measured: the answer must be the same at every start. torch 2.11
     and 2.12 do not tell, so the kernel's list of CPU flags is read; without one the answer is no.
     """
+    return cpu_multiplies_matrices_of_bfloat16() or "avx512_bf16" in _cpu_flags()
+
+
+def cpu_multiplies_matrices_of_bfloat16() -> bool:
+    """Whether some of them multiply whole matrices (AMX or Arm's)."""
+    return not _cpu_flags().isdisjoint({"amx_bf16", "bf16"})
+
+
+def _cpu_flags() -> set[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
     except OSError:
-        return False
+        return set()
     listings = [line for line in lines if line.startswith(("flags", "Features"))]
-    flags = {flag for listing in listings for flag in listing.partition(":")[2].split()}
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return {flag for listing in listings for flag in listing.partition(":")[2].split()}
 
 
 @dataclass(frozen=True, slots=True)

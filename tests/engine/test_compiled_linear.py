@@ -90,7 +90,7 @@ def test_rows_of_bfloat16_equal_onednn(inputs: int, outputs: int, bias: bool, th
 
 @pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
 def test_bfloat16_without_tiles_equals_onednn() -> None:
-    """As on a CPU that has AMX and a system that does not allow it."""
+    """As on a CPU that has AVX512-BF16 only, or AMX and a system that does not allow it."""
     layer = packed(768, 232, bias=True, dtype=torch.bfloat16)
     compiled, layer.compiled = layer.compiled, None
     if compiled is None:
@@ -99,7 +99,9 @@ def test_bfloat16_without_tiles_equals_onednn() -> None:
     library, _ = kernels(torch.bfloat16)
     assert library is not None
     compiled.kernel = library.few_rows
-    for rows in range(1, compiled.kernel.most_rows + 1):
+    for rows in (*range(1, 20), *range(46, 50), 96, 97, 290):
+        if rows > compiled.kernel.most_rows:
+            break
         x = torch.randn(1, rows, 768).to(torch.bfloat16)
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-2, atol=1e-3)
 

@@ -1,19 +1,43 @@
-/* A linear layer for few rows, on a weight that oneDNN has laid out in blocks of outputs. Compiled and
-   called by compiled_linear.py.
+/* A linear layer on a weight that oneDNN has laid out in blocks of outputs. Compiled and called by
+   compiled_linear.py.
 
-   So few rows take as long as the weight takes to come from memory, and that is faster when asked for
-   in time. Where MAX_ROWS ends, oneDNN's kernels are the faster ones. */
+   Few rows take as long as the weight takes to come from memory, and that is faster when asked for in
+   time. For more than MOST_ROWS oneDNN's kernels are the faster ones. */
 
 #include "packed.h"
 
+/* TILE_ROWS: rows whose sums fill the registers. DEPTH: inputs whose weights, 8 to 32 KiB of a block,
+   stay in the nearer caches for all of ROWS rows. */
+enum { VECTORS = BLOCK / WIDTH, TILE_ROWS = WIDTH > 8 ? 6 : 3 };
+
 #ifdef BFLOAT16
 
-/* The weights of two inputs lie in one number of 32 bits. (AVX512-BF16 has an instruction for their
-   products, which is no faster.) */
-enum { STEP = 2, DEPTH = 128 };
+/* The weights of two inputs lie in one number of 32 bits. */
+enum { STEP = 2 };
+
+#ifdef __AVX512BF16__ /* which has products of such pairs */
+
+enum { DEPTH = 256, ROWS = 48, MOST_ROWS = INT32_MAX };
+typedef __m512bh Factors;
+
+INLINE Factors factors_of(ints both) { return (Factors)both; }
+INLINE vec plus_products(vec sum, Factors x, Factors w) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, x, w);
+}
+
+#else
+
+enum { DEPTH = 128, ROWS = TILE_ROWS, MOST_ROWS = ROWS };
 typedef struct { vec low, high; } Factors;
 
 INLINE Factors factors_of(ints both) { return (Factors){(vec)(both << 16), (vec)(both & ~0xffff)}; }
+INLINE vec plus_products(vec sum, Factors x, Factors w) {
+    sum += x.low * w.low;
+    return sum + x.high * w.high;
+}
+
+#endif
+
 INLINE Factors weights_at(const number *weight) {
     return factors_of((ints)load((const float *)weight));
 }
@@ -22,14 +46,10 @@ INLINE Factors inputs_at(const number *x) {
     memcpy(&both, x, sizeof both);
     return factors_of(both - (ints){0});
 }
-INLINE vec plus_products(vec sum, Factors x, Factors w) {
-    sum += x.low * w.low;
-    return sum + x.high * w.high;
-}
 
 #else
 
-enum { STEP = 1, DEPTH = 64 };
+enum { STEP = 1, DEPTH = 64, ROWS = WIDTH > 8 ? 96 : TILE_ROWS, MOST_ROWS = ROWS };
 typedef vec Factors;
 
 INLINE Factors weights_at(const number *weight) { return load(weight); }
@@ -38,19 +58,7 @@ INLINE vec plus_products(vec sum, Factors x, Factors w) { return sum + x * w; }
 
 #endif
 
-/* DEPTH: inputs whose weights, 8 or 16 KiB of a block, stay in the first cache for all rows. */
-enum {
-    VECTORS = BLOCK / WIDTH,
-#ifdef __AVX512F__
-    TILE_ROWS = 6, /* whose sums fill the registers */
-    MAX_ROWS = sizeof(number) == sizeof(float) ? 96 : TILE_ROWS,
-#else
-    TILE_ROWS = 3,
-    MAX_ROWS = TILE_ROWS,
-#endif
-};
-
-const int32_t lmtp_linear_rows = MAX_ROWS, lmtp_linear_outputs = BLOCK,
+const int32_t lmtp_linear_rows = MOST_ROWS, lmtp_linear_outputs = BLOCK,
               lmtp_linear_inputs = BLOCK_INPUTS;
 
 /* sums[row][:] += x[row] . weight, for `rows` and `wide` vectors of outputs. These and `is_first`,
@@ -88,7 +96,7 @@ INLINE void add_rows(int rows, int is_first, int64_t inputs, const number *x, in
         TILES(1, VECTORS)
         TILES(2, WIDE)
         TILES(3, WIDE)
-#if __AVX512F__
+#ifdef __AVX512F__
         TILES(4, WIDE)
         TILES(5, WIDE)
         TILES(6, WIDE)
@@ -108,13 +116,14 @@ static void add(int64_t rows, int64_t inputs, const number *x, int64_t stride, c
     }
 }
 
-/* At most MAX_ROWS rows. */
+/* At most ROWS rows. */
 static void multiply(const Linear *l, number *output, const number *x, int64_t rows) {
     const number *bias = l->bias;
-#pragma omp for nowait
+    /* The last blocks go to the thread that is free: a core may be shared with others. */
+#pragma omp for schedule(guided) nowait
     for (int64_t from = 0; from < l->outputs; from += BLOCK) {
         const int64_t count = l->outputs - from < BLOCK ? l->outputs - from : BLOCK;
-        float sums[MAX_ROWS * BLOCK];
+        float sums[ROWS * BLOCK];
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < BLOCK; i++)
                 sums[r * BLOCK + i] = bias && i < count ? number_as_float(bias[from + i]) : 0;
@@ -130,6 +139,12 @@ static void multiply(const Linear *l, number *output, const number *x, int64_t r
 void lmtp_linear(const Linear *layers, number *const *outputs, int64_t count, const number *x,
                  int64_t rows, void *room) {
     (void)room;
+    const int64_t parts = (rows + ROWS - 1) / ROWS;
 #pragma omp parallel
-    for (int64_t i = 0; i < count; i++) multiply(layers + i, outputs[i], x, rows);
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t part = 0; part < parts; part++) { /* of about as many rows each */
+            const Linear *l = layers + i;
+            const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
+            multiply(l, outputs[i] + first * l->outputs, x + first * l->inputs, taken);
+        }
 }
