@@ -26,7 +26,7 @@ from lmtp_replicate.engine.precision import cpu_multiplies_matrices_of_bfloat16
 from lmtp_replicate.engine.wanted_rows import WantedRows
 
 _LONGEST_BFLOAT16: Final = 16
-"""Tokens of a stream in a step up to which ours is faster than torch's products of bfloat16."""
+"""Tokens of a stream in a step up to which ours is faster than torch's products of matrices."""
 _LONGEST_BESIDE_TILES: Final = 8
 """The same for products by AMX."""
 

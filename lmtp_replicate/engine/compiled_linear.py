@@ -1,6 +1,7 @@
 """Linear layers by our own C code: kernels/linear*.c.
 
-linear.c, of few rows, and linear_tiles.c, with AMX of up to some hundred, read the weight where
+linear.c, of few rows or with AVX512-BF16 of any number, and linear_tiles.c, with AMX of up to some
+hundred, read the weight where
 oneDNN has laid it out, so that there is no second copy. Whether it lies as they expect is not
 documented: the caller has to try each layer.
 """

@@ -5,7 +5,7 @@ blocks back to the system, which then takes a page fault for each 4 KiB of them 
 fifth of the time of a prefill of 512 tokens on the benchmark model.
 
 And by default Python's garbage collector visits now and then all objects that there are: torch's,
-transformers' and a model's are 400 000, for which it stops every stream for 0.2 s.
+transformers' and a model's are 380 000, for which it stops every stream for 0.2 s.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,10 @@ _ROWS_HINT = 32
 """Number of rows the layout is chosen for; it serves all others as well."""
 _TRIED_ROWS = (1, 7, 40)
 _COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 290)
-"""The same for our own code, whose tiles have up to six rows, or sixteen, and whose panels 256."""
+"""The same for our own code, whose tiles have up to six rows, or sixteen, and whose panels 48, 96
+or 256."""
+_MANY: Final = 2048
+"""Rows: a step has no more."""
 
 
 class _Replaced(NamedTuple):
@@ -68,7 +71,7 @@ class Linears:
 
 def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool = True) -> Linears:
     """Replace the linear layers of `model` that are on a CPU by packed ones, and with
-    `compile_kernels` have our own code compute few rows of them, or, in whole numbers, all.
+    `compile_kernels` have our own code compute few rows of them, or, where it is no slower, all.
 
     Only layers of exactly torch's and transformers' own classes: what is derived from them
     (bitsandbytes, LoRA) computes something else. A plain weight is freed as soon as it is packed,
@@ -104,14 +107,16 @@ def _describe(linears: Linears) -> None:
     done = linears._replaced
     twice = sum(replaced.kept is not None for replaced in done)
     whole = [replaced.packed for replaced in done if isinstance(replaced.packed, WholeLinear)]
-    compiled = sum(replaced.packed.compiled is not None for replaced in done) - len(whole)
+    others = [replaced.packed.compiled for replaced in done if replaced.packed not in whole]
+    compiled = [layer.kernel.most_rows for layer in others if layer is not None]
     linears.state = "onednn-packed"
     linears.reason = f"{len(done)} layers, {twice} of them beside a plain weight used elsewhere"
     if whole:
         linears.state = whole[0].name  # all of one kind: what the CPU is fast with
         linears.reason += f"; {len(whole)} {whole[0].description}"
     if compiled:
-        linears.reason += f"; few rows of {compiled} by our own code"
+        rows = "few" if max(compiled) < _MANY else "all"
+        linears.reason += f"; {rows} rows of {len(compiled)} by our own code"
 
 
 def _packable(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -204,7 +209,7 @@ def _replace(
 
 
 def _compile(packed: PackedLinear) -> None:
-    """Have our own code compute few rows, if it computes the same as oneDNN's."""
+    """Have our own code compute what rows it takes, if it computes the same as oneDNN's."""
     compiled = compiled_linear(packed.weight, packed.bias)
     if compiled is None:
         return

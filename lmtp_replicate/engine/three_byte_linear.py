@@ -26,7 +26,7 @@ class ThreeByteLinear(WholeLinear):
     description = "in whole numbers of three bytes"
     block = _OUTPUTS, 1
     largest = 0x7FFFFC  # a little more, as divisions round, is still one of three bytes
-    tried_rows = *range(1, 18), 97
+    tried_rows = 1, 2, 3, 4, 6, 7, 12, 13, 16, 17, 97
     """The kernel's tiles have up to six or sixteen rows, about the same number in all of them, and
     its parts 96."""
 
@@ -55,6 +55,8 @@ class ThreeByteLinear(WholeLinear):
 
 def three_byte_linear(weight: Tensor, bias: Tensor | None) -> ThreeByteLinear | None:
     """The layer with the plain `weight` `[out_features, in_features]` in float32, if all its
-    numbers are finite, and the CPU has AVX2 or AVX-512."""
+    numbers are finite, and the CPU has AVX2 or AVX-512, but no AMX."""
     compiled, _ = kernels(weight.dtype)
-    return ThreeByteLinear.of(weight, bias, None if compiled is None else compiled.linear_bytes)
+    if compiled is None or compiled.linear_digits is not None:
+        return None
+    return ThreeByteLinear.of(weight, bias, compiled.linear_bytes)

@@ -31,11 +31,12 @@ _LENGTHS = (11, 23, 75)
 _CHUNKS = (3, 1, 5, 1, 1, 8, 2)
 _LONG_CHUNK = 512
 """What is left of the longest after two rounds of the others: in bfloat16, attention of more than 8
-or 16 tokens is another's."""
+or 16 tokens is another's with AMX."""
 _SINGLE = 5
 """Last tokens of a sequence that are run one by one."""
-_COMPARED = 32
-"""Last positions of a sequence that are compared."""
+_COMPARED = 29
+"""Last positions of a sequence that are compared: of the longest's last chunk not the first three,
+since our code does less for tokens whose logits nobody wants."""
 _PAGE_TOKENS = 16
 _LONGEST_WINDOW = 4608
 """Windows beyond this many tokens are not reached by the proof: eager attention over them would

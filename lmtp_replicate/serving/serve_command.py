@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the model, then serve it until SIGINT or SIGTERM; the exit status."""
-    from lmtp_replicate.engine.heap import keep_objects
     from lmtp_replicate.engine.options import LoadOptions
     from lmtp_replicate.engine.torch_engine import open_engine
 
@@ -60,7 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
         }
     )
     engine = open_engine(arguments.model, options)
-    keep_objects()
     try:
         asyncio.run(serve(engine, arguments.host, arguments.port, arguments.token or None))
     finally:
@@ -70,8 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def serve(engine: Engine, host: str, port: int, token: str | None) -> None:
     """Serve `engine` until the process is asked to stop."""
+    from lmtp_replicate.engine.heap import keep_objects
     from lmtp_replicate.serving.websocket_server import WebSocketServer
 
+    keep_objects()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from lmtp_replicate.engine import precision
 from lmtp_replicate.engine.attention import PackedStep, Scores
 from lmtp_replicate.engine.compiled_attention import (
     CompiledAttention,
@@ -24,7 +25,7 @@ from lmtp_replicate.engine.compiled_attention import (
     compiled_attention_for,
 )
 from lmtp_replicate.engine.groups import Group, Neighbours
-from lmtp_replicate.engine.kernels import FOLDER, kernels
+from lmtp_replicate.engine.kernels import ANY_NUMBER, FOLDER, kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
 from lmtp_replicate.engine.proof import prove
@@ -57,6 +58,20 @@ def attention_in(dtype: torch.dtype, longest: int | None = None) -> CompiledAtte
     if longest is not None:
         attention.longest = longest
     return attention
+
+
+@pytest.mark.parametrize(
+    ("flags", "longest"), [({"avx512_bf16"}, ANY_NUMBER), ({"amx_bf16"}, 16), ({"bf16"}, 16)]
+)
+def test_long_chunks_are_left_to_products_of_matrices(
+    flags: set[str], longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a CPU that has them and a compiler that does not know them."""
+    library, _ = kernels(torch.bfloat16)
+    monkeypatch.setattr(library, "has_tiles", False)
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    assert attention_in(torch.bfloat16).longest == longest
+    assert attention_in(torch.float32).longest == ANY_NUMBER
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Few rows of packed linear layers in C: oneDNN's numbers, or not at all."""
+"""Rows of packed linear layers in C: oneDNN's numbers, or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from lmtp_replicate.engine.compiled_linear import CompiledLinear
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.packed_linear import PackedLinear
 from lmtp_replicate.engine.packed_linears import pack_linears
+from lmtp_replicate.engine.precision import cpu_multiplies_matrices_of_bfloat16
 from tests.engine.bfloat16 import onednn_packs_bfloat16
 from tests.engine.running import running
-from tests.engine.tiny_models import tiny_loaded
+from tests.engine.tiny_models import tiny_loaded, tiny_network
 
 pytestmark = pytest.mark.usefixtures("has_compiler", "without_whole_numbers")
 
@@ -63,10 +64,12 @@ def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def has_tiles() -> bool:
-    """Whether this CPU has AMX: for others oneDNN may lay bfloat16 out in another way."""
+def knows_layout() -> bool:
+    """Whether it is known how oneDNN lays out bfloat16 on this CPU."""
     compiled, _ = kernels(torch.bfloat16)
-    return compiled is not None and compiled.linear is not compiled.few_rows
+    assert compiled is not None
+    has_products = compiled.without_tiles.most_rows > 96  # those of AVX512-BF16
+    return compiled.has_tiles or (has_products and not cpu_multiplies_matrices_of_bfloat16())
 
 
 @pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
@@ -77,7 +80,7 @@ def test_rows_of_bfloat16_equal_onednn(inputs: int, outputs: int, bias: bool, th
     layer = packed(inputs, outputs, bias=bias, dtype=torch.bfloat16)
     compiled, layer.compiled = layer.compiled, None
     if compiled is None:
-        assert not has_tiles()
+        assert not knows_layout()
         return
     torch.set_num_threads(threads)
     counts = [rows for rows in (*range(1, 69), *AROUND_PANELS) if rows <= compiled.kernel.most_rows]
@@ -91,15 +94,15 @@ def test_rows_of_bfloat16_equal_onednn(inputs: int, outputs: int, bias: bool, th
 
 @pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
 def test_bfloat16_without_tiles_equals_onednn() -> None:
-    """As on a CPU that has AVX512-BF16 only, or AMX and a system that does not allow it."""
+    """By the kernel of a CPU that has AVX512-BF16 only."""
     layer = packed(768, 232, bias=True, dtype=torch.bfloat16)
     compiled, layer.compiled = layer.compiled, None
     if compiled is None:
-        assert not has_tiles()
+        assert not knows_layout()
         return
     library, _ = kernels(torch.bfloat16)
     assert library is not None
-    compiled.kernel = library.few_rows
+    compiled.kernel = library.without_tiles
     for rows in (*range(1, 20), *range(46, 50), 96, 97, 290):
         if rows > compiled.kernel.most_rows:
             break
@@ -156,17 +159,35 @@ def test_it_can_be_switched_off_and_is_told() -> None:
             assert reason.endswith("; few rows of 15 by our own code") is wanted
 
 
+@pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
+def test_it_is_told_where_all_rows_are_ours() -> None:
+    with running(tiny_loaded("llama", tiny_network("llama").to(torch.bfloat16))) as engine:
+        reason = engine.info().details["linears_reason"]
+    compiled, _ = kernels(torch.bfloat16)
+    assert compiled is not None
+    are_all = knows_layout() and not compiled.has_tiles
+    assert reason.endswith("; all rows of 15 by our own code") is are_all
+
+
+def has_digits() -> bool:
+    compiled, _ = kernels(torch.float32)
+    return compiled is not None and hasattr(compiled.functions, "lmtp_linear_digits")
+
+
 def has_long_vectors() -> bool:
     compiled, _ = kernels(torch.float32)
     return compiled is not None and compiled.width > 8
 
 
 @pytest.mark.skipif(not has_long_vectors(), reason="this CPU has no AVX-512")
-def test_weights_of_three_bytes() -> None:
-    """Its tests, as on a CPU that has AVX2 only, where they are tested without this."""
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-amx-tile -mno-amx-int8"])
+def test_weights_of_three_bytes(without: str) -> None:
+    """Its tests, as on a CPU that has AVX2 only, and on one that has AVX-512 but no AMX."""
+    if "amx" in without and not has_digits():
+        pytest.skip("this is one: they are tested without this")
     file = Path(__file__).with_name("test_whole_linear.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    environment = {**os.environ, "CC": "gcc -mno-avx512f"}
+    environment = {**os.environ, "CC": f"gcc {without}"}
     done = subprocess.run(
         command, cwd=file.parents[2], env=environment, capture_output=True, text=True
     )

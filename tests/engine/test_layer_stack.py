@@ -177,7 +177,7 @@ def test_the_layers_make_what_each_makes_alone(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("prompts", [(10, 41), (39, 40), (1, 42), (42, 12)])
+@pytest.mark.parametrize("prompts", [(10, 41), (39, 40), (1, 42), (42, 12), (35, 30)])
 def test_the_last_layer_serves_only_tokens_whose_logits_are_wanted(
     kind: str, dtype: torch.dtype, prompts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,8 +207,7 @@ def test_the_last_layer_serves_only_tokens_whose_logits_are_wanted(
 def test_layers_before_the_last_serve_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """What they make of a token is seen by those after it in the next layer."""
     network = network_of("llama")
-    seen: list[Tensor] = []
-    network.model.layers[-1].register_forward_hook(lambda *call: seen.append(call[2]))
+    network.model.layers[-1].register_forward_hook(lambda *call: None)  # so it is left as it is
     verdict = prove(network, VOCABULARY, 256)
     assert verdict.attention is not None
     assert len(compiled_layers(network)) == 2

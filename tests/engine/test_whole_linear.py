@@ -36,7 +36,7 @@ def has_whole_numbers() -> bool:
 
 pytestmark = pytest.mark.skipif(
     not has_whole_numbers(),
-    reason="this CPU has neither AMX nor AVX2 without AVX-512, or there is no compiler",
+    reason="this CPU has neither AMX nor AVX2, or there is no compiler",
 )
 
 

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from lmtp_replicate.cli import main
-from lmtp_replicate.serving import serve_command
+from lmtp_replicate.serving import websocket_server
 from tests.upstream import run_upstream
 
 pytestmark = pytest.mark.slow
@@ -102,12 +102,15 @@ def test_no_stream_waits_for_the_collector_to_visit_the_model(
 ) -> None:
     kept: list[int] = []
 
-    async def serve(*arguments: object) -> None:
-        kept.append(gc.get_freeze_count())
+    class Server:
+        def __init__(self, *arguments: object, **options: object) -> None:
+            kept.append(gc.get_freeze_count())
+            raise OSError("the port is taken")
 
-    monkeypatch.setattr(serve_command, "serve", serve)
+    monkeypatch.setattr(websocket_server, "WebSocketServer", Server)
     try:
-        assert main(["serve", str(tiny_llama), "--device", "cpu"]) == 0
+        with pytest.raises(OSError, match="the port is taken"):
+            main(["serve", str(tiny_llama), "--device", "cpu"])
     finally:
         gc.unfreeze()
     assert kept[0] > 100_000

@@ -55,10 +55,10 @@ class Kernels:
         self.run_layers = self._function(
             "run_layers", c_void_p, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 3
         )
-        self.few_rows = self._linear("linear", self.limit("linear_rows"))
+        self.without_tiles = self._linear("linear", self.limit("linear_rows"))
         self.has_tiles = hasattr(library, "lmtp_linear_tiles") and bool(library.lmtp_allow_tiles())
         """Whether our code in bfloat16 by AMX can be used."""
-        self.linear = self.few_rows
+        self.linear = self.without_tiles
         """For weights that oneDNN has laid out."""
         if self.has_tiles:
             self.linear = self._linear("linear_tiles", self.limit("tiles_rows"))

@@ -1,14 +1,19 @@
 /* A linear layer in float32 whose weights are whole numbers of three bytes. Called by compiled_linear.py
    and decoder.c; three_byte_linear.py lays out the weights.
 
-   Few rows take as long as the weights take to come from memory: three quarters of float32's time. A
-   shuffle of bytes and a conversion make floats of eight weights, in units that products leave free.
-   So nothing is lost with more rows either, and there is one kernel for all. Each sum is added up in
+   Few rows take as long as the weights take to come from memory: three quarters of float32's time.
+   Shuffles of bytes and a conversion make floats of a vector of weights, with AVX2 in units that
+   products leave free, and once for some rows. So nothing is lost with more rows either, and there is
+   one kernel for all. Each sum is added up in
    the order of the inputs, whatever the number of rows. */
 
 #include "linear.h"
 
-#if !defined(BFLOAT16) && defined(__FMA__) && (defined(__AVX512BW__) || defined(__AVX2__) && !defined(__AVX512F__))
+#if defined(__AVX512BW__) || defined(__AVX2__) && !defined(__AVX512F__)
+#define HAS_SHUFFLES
+#endif
+
+#if !defined(BFLOAT16) && defined(__FMA__) && defined(HAS_SHUFFLES)
 
 #include <immintrin.h>
 
@@ -16,14 +21,14 @@ enum {
     SIDE = 16,              /* outputs of a panel of weights */
     VECTORS = SIDE / WIDTH, /* of them */
     OF_PANEL = 3 * SIDE,    /* bytes of an input's weights in it */
-    TILE = WIDTH > 8 ? 16 : 6, /* rows times panels whose sums fill the registers */
+    TILE = WIDTH > 8 ? 16 : 6, /* rows times panels whose sums stay in registers */
     ROWS = 96,              /* which stay in the second cache for all outputs */
     DEPTH = 128,            /* inputs whose weights stay in the first cache, as floats, for all rows */
     AHEAD = 1536,           /* bytes by which memory is asked in advance */
 };
 
-/* Weights are `[output / SIDE][input][SIDE][3]`, the last panel filled up with zeros. Up to 16 bytes
-   before them and behind them are read too. */
+/* Weights are `[output / SIDE][input][SIDE][3]`, the last panel filled up with zeros. A few bytes
+   before and behind them are read too. */
 
 /* A vector of weights as floats, 256 times as large: their bytes are the upper three of four. */
 INLINE vec weights_at(const uint8_t *at) {
@@ -71,9 +76,9 @@ INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const floa
 
 INLINE void add_rows(int64_t rows, int panels, Mode mode, int64_t inputs, const float *x,
                      const uint8_t *weight, int64_t plane, float *kept, float *to) {
-#define ROWS_OF_TILE(rows)                                                             \
-    case rows:                                                                         \
-        if ((rows) * panels <= TILE)                                                   \
+#define ROWS_OF_TILE(rows)                                                    \
+    case rows:                                                                \
+        if ((rows) * panels <= TILE)                                          \
             add_tile(rows, panels, mode, inputs, x, weight, plane, kept, to); \
         break;
 #define FOUR_TILES(rows) \

@@ -61,9 +61,9 @@ INLINE const float *floats(const number *from, int64_t count, float *room) {
     return room;
 }
 
-/* Ask memory for `count` numbers, which may lie beyond its end; to have them near is to have them in the
-   second cache, for which a core asks for more at a time than for the first. */
-INLINE void fetch_near(const number *from, int64_t count) {
+/* Ask memory for `count` numbers, which may lie beyond its end. For the second cache a core has more
+   requests under way than for the first. */
+INLINE void fetch_to_second(const number *from, int64_t count) {
     for (int64_t i = 0; i < count; i += 64 / sizeof *from) __builtin_prefetch(from + i, 0, 2);
 }
 INLINE void fetch(const number *from, int64_t count) {

@@ -7,7 +7,8 @@
 #include "linear.h"
 
 #ifdef BFLOAT16
-/* `[input / 2][BLOCK][2]`, filled up with zeros to 32 inputs. */
+/* `[input / 2][BLOCK][2]`, filled up with zeros to 32 inputs. (Where the CPU has AMX that our compiler
+   does not know, or the system does not allow, they may lie otherwise: then oneDNN multiplies them.) */
 #ifdef __AMX_TILE__
 enum { BLOCK = 32, BLOCK_INPUTS = 32 };
 #else
