@@ -60,6 +60,7 @@ def attention_in(dtype: torch.dtype, longest: int | None = None) -> CompiledAtte
     return attention
 
 
+@pytest.mark.usefixtures("has_compiler")
 @pytest.mark.parametrize(
     ("flags", "longest"), [({"avx512_bf16"}, ANY_NUMBER), ({"amx_bf16"}, 16), ({"bf16"}, 16)]
 )
