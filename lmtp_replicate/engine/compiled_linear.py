@@ -1,9 +1,8 @@
 """Linear layers by our own C code: kernels/linear*.c.
 
 linear.c, of few rows or with AVX512-BF16 of any number, and linear_tiles.c, with AMX of up to some
-hundred, read the weight where
-oneDNN has laid it out, so that there is no second copy. Whether it lies as they expect is not
-documented: the caller has to try each layer.
+hundred, read the weight where oneDNN has laid it out, so that there is no second copy. Whether it
+lies as they expect is not documented: the caller has to try each layer.
 """
 
 from __future__ import annotations

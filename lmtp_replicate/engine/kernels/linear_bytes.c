@@ -3,9 +3,8 @@
 
    Few rows take as long as the weights take to come from memory: three quarters of float32's time.
    Shuffles of bytes and a conversion make floats of a vector of weights, with AVX2 in units that
-   products leave free, and once for some rows. So nothing is lost with more rows either, and there is
-   one kernel for all. Each sum is added up in
-   the order of the inputs, whatever the number of rows. */
+   products leave free, and once for many rows. So little is lost with more rows either, and there is
+   one kernel for all. Each sum is added up in the order of the inputs, whatever the number of rows. */
 
 #include "linear.h"
 
