@@ -134,9 +134,14 @@ def open_engine(
     model: str | Path, options: LoadOptions, settings: EngineSettings | None = None
 ) -> TorchEngine:
     """Load `model` (a directory or a Hub id), prove its path and start. Raises ModelLoadError."""
+    return TorchEngine(load_for_engine(model, options), settings or EngineSettings.of(options))
+
+
+def load_for_engine(model: str | Path, options: LoadOptions) -> LoadedModel:
+    """`load` in a process that is to run an engine: so that steps find their memory and the threads
+    of torch's operators. Raises ModelLoadError."""
     keep_freed_memory()
-    loaded = in_passing_thread(lambda: load(model, options))
-    return TorchEngine(loaded, settings or EngineSettings.of(options))
+    return in_passing_thread(lambda: load(model, options))
 
 
 def _recorded(

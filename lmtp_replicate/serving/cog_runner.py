@@ -38,15 +38,13 @@ class CogRunner:
         Raises `ConfigError`, `ModelLoadError` or `EngineError` when that cannot be done. Logs go
         to stderr from here on, since Cog's runtime sets up no logging.
         """
-        from lmtp_replicate.engine.heap import keep_freed_memory, keep_objects
-        from lmtp_replicate.engine.loading import load
+        from lmtp_replicate.engine.heap import keep_objects
         from lmtp_replicate.engine.settings import EngineSettings
-        from lmtp_replicate.engine.torch_engine import TorchEngine
+        from lmtp_replicate.engine.torch_engine import TorchEngine, load_for_engine
 
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-        keep_freed_memory()
         config = RunnerConfig.read(directory)
-        loaded = load(directory / config.model, config.load)
+        loaded = load_for_engine(directory / config.model, config.load)
         named = replace(loaded, model_id=config.source.repo, revision=config.source.revision)
         engine = TorchEngine(named, EngineSettings.of(config.load))
         text = None
