@@ -14,6 +14,7 @@ from lmtp_replicate.engine.options import QUANTIZATION_PREFIXES, LoadOptions
 from lmtp_replicate.errors import ModelLoadError
 
 _SIXTEEN_BIT = ("bfloat16", "float16")
+_OF_MATRICES = {"amx_bf16", "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,12 @@ def cpu_multiplies_bfloat16() -> bool:
     Asked of the capability, not measured: the answer must be the same at every start. torch 2.11
     and 2.12 do not tell, so the kernel's list of CPU flags is read; without one the answer is no.
     """
-    return cpu_multiplies_matrices_of_bfloat16() or "avx512_bf16" in _cpu_flags()
+    return not _cpu_flags().isdisjoint({"avx512_bf16", *_OF_MATRICES})
 
 
 def cpu_multiplies_matrices_of_bfloat16() -> bool:
     """Whether some of them multiply whole matrices (AMX or Arm's)."""
-    return not _cpu_flags().isdisjoint({"amx_bf16", "bf16"})
+    return not _cpu_flags().isdisjoint(_OF_MATRICES)
 
 
 def _cpu_flags() -> set[str]:

@@ -20,6 +20,7 @@ from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.precision import cpu_multiplies_matrices_of_bfloat16
 from tests.engine.bfloat16 import onednn_packs_bfloat16
 from tests.engine.running import running
+from tests.engine.test_whole_linear import has_digits
 from tests.engine.tiny_models import tiny_loaded, tiny_network
 
 pytestmark = pytest.mark.usefixtures("has_compiler", "without_whole_numbers")
@@ -169,22 +170,24 @@ def test_it_is_told_where_all_rows_are_ours() -> None:
     assert ("; all rows of " in reason) is are_all  # of all whose inputs fill oneDNN's blocks
 
 
-def has_digits() -> bool:
-    compiled, _ = kernels(torch.float32)
-    return compiled is not None and hasattr(compiled.functions, "lmtp_linear_digits")
-
-
 def has_long_vectors() -> bool:
     compiled, _ = kernels(torch.float32)
     return compiled is not None and compiled.width > 8
 
 
 @pytest.mark.skipif(not has_long_vectors(), reason="this CPU has no AVX-512")
-@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-amx-tile -mno-amx-int8"])
+@pytest.mark.parametrize(
+    "without",
+    [
+        "-mno-avx512f",
+        pytest.param(
+            "-mno-amx-tile -mno-amx-int8",
+            marks=pytest.mark.skipif(not has_digits(), reason="this CPU has no AMX"),
+        ),
+    ],
+)
 def test_weights_of_three_bytes(without: str) -> None:
     """Its tests, as on a CPU that has AVX2 only, and on one that has AVX-512 but no AMX."""
-    if "amx" in without and not has_digits():
-        pytest.skip("this is one: they are tested without this")
     file = Path(__file__).with_name("test_whole_linear.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     environment = {**os.environ, "CC": f"gcc {without}"}

@@ -34,10 +34,7 @@ assert counted[0] < 1000, f"{counted[0]} faults in 20 steps of 80 MiB"
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="says so of glibc's malloc only")
 def test_steps_take_no_page_faults_for_what_they_allocate_again() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _STEPS], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run(_STEPS)
 
 
 _OBJECTS = """
@@ -52,7 +49,11 @@ assert visited < 10_000, f"the collector still visits {visited}"
 
 
 def test_the_collector_passes_over_what_has_been_loaded() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _OBJECTS], capture_output=True, text=True, timeout=120, check=False
-    )
+    run(_OBJECTS)
+
+
+def run(program: str) -> None:
+    """In a process of its own, whose memory it changes for good."""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

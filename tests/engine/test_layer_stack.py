@@ -90,6 +90,26 @@ def stack_of(network: nn.Module) -> LayerStack:
     return first.stack
 
 
+def proved(kind: str, dtype: torch.dtype) -> tuple[Any, CompiledAttention]:
+    """A network whose layers have a stack, and its attention; skips where there is none."""
+    if dtype == torch.bfloat16 and not onednn_packs_bfloat16():
+        pytest.skip("oneDNN packs no bfloat16 on this CPU")
+    network = network_of(kind, dtype)
+    attention = prove(network, VOCABULARY, 256).attention
+    assert attention is not None
+    if stack_of(network).most_tokens == 0:
+        pytest.skip("this CPU has no kernel of ours for these layers")
+    return network, attention
+
+
+def assert_same(steps: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
+    """The logits of each, of which some may have none."""
+    for found, right in zip(steps, expected, strict=True):
+        assert found.shape == right.shape
+        if len(right):
+            assert (found - right).abs().max() <= TOLERANCES[dtype] * right.abs().max()
+
+
 @contextmanager
 def counted(patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The numbers of tokens of all runs."""
@@ -152,27 +172,19 @@ def logits(
 def test_the_layers_make_what_each_makes_alone(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if dtype == torch.bfloat16 and not onednn_packs_bfloat16():
-        pytest.skip("oneDNN packs no bfloat16 on this CPU")
-    network = network_of(kind, dtype)
-    verdict = prove(network, VOCABULARY, 256)
-    assert verdict.attention is not None
+    network, attention = proved(kind, dtype)
     stack, chunks = stack_of(network), [1, 30, 1, 9, 1]
-    if stack.most_tokens == 0:
-        pytest.skip("this CPU has no kernel of ours for these layers")
     with counted(monkeypatch) as runs:
-        together = logits(network, verdict.attention, chunks)
-    takes_long = verdict.attention.longest >= 30 or verdict.attention.long is not None
+        together = logits(network, attention, chunks)
+    takes_long = attention.longest >= 30 or attention.long is not None
     if stack.most_tokens >= 60 and takes_long:
         assert runs == [2, 60, 2, 18, 2]
     assert 2 in runs
     stack.most_tokens = 0
     with counted(monkeypatch) as runs:
-        alone = logits(network, verdict.attention, chunks)
+        alone = logits(network, attention, chunks)
     assert runs == []
-    for found, expected in zip(together, alone, strict=True):
-        error = (found - expected).abs().max()
-        assert error <= TOLERANCES[dtype] * expected.abs().max()
+    assert_same(together, alone, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -182,26 +194,15 @@ def test_the_last_layer_serves_only_tokens_whose_logits_are_wanted(
     kind: str, dtype: torch.dtype, prompts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all the streams' chunks, some, none."""
-    if dtype == torch.bfloat16 and not onednn_packs_bfloat16():
-        pytest.skip("oneDNN packs no bfloat16 on this CPU")
-    network = network_of(kind, dtype)
-    verdict = prove(network, VOCABULARY, 256)
-    assert verdict.attention is not None
+    network, attention = proved(kind, dtype)
     stack, chunks = stack_of(network), [1, 4, 30, 2, 5]
-    if stack.most_tokens == 0:
-        pytest.skip("this CPU has no kernel of ours for these layers")
     with counted(monkeypatch) as runs, wanted_rows(monkeypatch) as wanted:
-        together = logits(network, verdict.attention, chunks, prompts)
+        together = logits(network, attention, chunks, prompts)
     steps = [(len(step), 2 * size) for step, size in zip(together, chunks, strict=True)]
     assert wanted == [(rows, size) for rows, size in steps if rows < size and size in runs]
     assert wanted
     stack.most_tokens = 0
-    alone = logits(network, verdict.attention, chunks, prompts)
-    for found, expected in zip(together, alone, strict=True):
-        assert found.shape == expected.shape
-        if len(found):
-            error = (found - expected).abs().max()
-            assert error <= TOLERANCES[dtype] * expected.abs().max()
+    assert_same(together, logits(network, attention, chunks, prompts), dtype)
 
 
 def test_layers_before_the_last_serve_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +218,8 @@ def test_layers_before_the_last_serve_all_tokens(monkeypatch: pytest.MonkeyPatch
     assert (runs, wanted) == ([60, 10], [])
     stack.most_tokens = 0
     alone = logits(network, verdict.attention, [30, 5], (33, 34))
-    error = (together[1] - alone[1]).abs().max()
-    assert error <= TOLERANCES[torch.float32] * alone[1].abs().max()
+    assert len(alone[1])
+    assert_same(together, alone, torch.float32)
 
 
 def test_a_step_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ static void multiply_keys(int rows, int keys, int64_t dim, const float *query, c
     const float *each[WIDTH];
     for (int i = 0; i < WIDTH; i++) {
         each[i] = floats(key + (i < keys ? i : keys - 1) * stride, dim, room + i * dim);
-        fetch_to_second(key + (i + AHEAD) * stride, dim);
+        fetch(0, key + (i + AHEAD) * stride, dim);
     }
     for (int r = 0; r < rows; r++) {
         vec products[WIDTH];
@@ -66,7 +66,7 @@ INLINE void add_values_tile(int rows, int wide, int is_first, int keys, int64_t 
         UNROLL for (int w = 0; w < wide; w++) sums[r][w] = load(output + r * dim + w * WIDTH);
     for (int k = 0; k < keys; k++) {
         vec v[4];
-        if (is_first) fetch_to_second(value + (k + AHEAD) * stride, wide * WIDTH);
+        if (is_first) fetch(0, value + (k + AHEAD) * stride, wide * WIDTH);
         UNROLL for (int w = 0; w < wide; w++) v[w] = load_numbers(value + k * stride + w * WIDTH);
         UNROLL for (int r = 0; r < rows; r++) {
             const vec weight = all(weights[r * KEYS + k]);

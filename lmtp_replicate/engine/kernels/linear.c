@@ -73,7 +73,7 @@ INLINE void add_tile(int rows, int wide, int is_first, int64_t inputs, const num
         const number *here = weight + k * BLOCK;
         Factors w[VECTORS];
         UNROLL for (int v = 0; v < wide; v++) w[v] = weights_at(here + v * WIDTH * STEP);
-        if (is_first) fetch(here + AHEAD, wide * WIDTH * STEP);
+        if (is_first) fetch(1, here + AHEAD, wide * WIDTH * STEP);
         UNROLL for (int r = 0; r < rows; r++) {
             const Factors input = inputs_at(x + r * stride + k);
             UNROLL for (int v = 0; v < wide; v++)

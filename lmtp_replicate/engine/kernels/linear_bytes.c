@@ -171,8 +171,7 @@ INLINE void compute(int panels, const Linear *l, float *output, const float *x, 
     put(l, output, rows, from, wide, sums);
 }
 
-/* The same for `panels` of them, a power of two, as far as there are so many. Memory gives several
-   sooner than one after the other. */
+/* The same for `panels` of them, a power of two, as far as there are so many. */
 static void compute_some(int64_t panels, const Linear *l, float *output, const float *x, int64_t rows,
                          int64_t from) {
     const int64_t end = from + panels * SIDE;
@@ -188,6 +187,7 @@ static void multiply(const Linear *l, float *output, const float *x, int64_t row
     const int64_t parts = parts_of(rows);
     for (int64_t part = 0; part < parts; part++) {
         const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
+        /* The CPU with AVX2 read several sooner than one after the other, that with AVX-512 one. */
         const int64_t panels = WIDTH > 8 || taken > 3 ? 1 : taken > 1 ? 2 : 4;
         /* The last panels go to the thread that is free: a core may be shared with others. */
 #pragma omp for schedule(guided) nowait

@@ -63,9 +63,8 @@ INLINE const float *floats(const number *from, int64_t count, float *room) {
 
 /* Ask memory for `count` numbers, which may lie beyond its end. For the second cache a core has more
    requests under way than for the first. */
-INLINE void fetch_to_second(const number *from, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / sizeof *from) __builtin_prefetch(from + i, 0, 2);
-}
-INLINE void fetch(const number *from, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / sizeof *from) __builtin_prefetch(from + i);
+INLINE void fetch(int to_first, const number *from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / sizeof *from)
+        if (to_first) __builtin_prefetch(from + i);
+        else __builtin_prefetch(from + i, 0, 2);
 }

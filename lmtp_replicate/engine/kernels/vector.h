@@ -67,20 +67,18 @@ INLINE vec sums_of(vec *a) {
    which are h apart. */
 #define KEPT(i, h) ((i) & (h) ? WIDTH + (i) - (h) : (i))
 #define TAKEN(i, h) ((i) & (h) ? WIDTH + (i) : (i) + (h))
-#define EXCHANGE(v, h)                                \
-    UNROLL for (int i = 0; i < WIDTH; i++)            \
-        if (!(i & (h))) {                             \
-            const vec low = v[i], high = v[i + (h)];  \
-            v[i] = SHUFFLED(low, high, KEPT, h);      \
+#define EXCHANGE(v, h)                                  \
+    UNROLL for (int i = 0; i < WIDTH; i++)              \
+        if (!(i & (h))) {                               \
+            const vec low = v[i], high = v[i + (h)];    \
+            v[i] = SHUFFLED(low, high, KEPT, h);        \
             v[i + (h)] = SHUFFLED(low, high, TAKEN, h); \
         }
 INLINE void transpose(vec *v) {
     EXCHANGE(v, 1)
     EXCHANGE(v, 2)
     EXCHANGE(v, 4)
-#ifdef __AVX512F__
-    EXCHANGE(v, 8)
-#endif
+    if (WIDTH > 8) { EXCHANGE(v, WIDTH / 2) }
 }
 
 /* e to the power of x <= 0, to about two units in the last place; 0 below -87. With the constants
