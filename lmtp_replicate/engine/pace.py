@@ -4,7 +4,9 @@ A step of d decoding streams takes about `D(d)` seconds, and each prompt token b
 about `c`. Both are measured all the time (exponentially weighted means); the room for a long prompt
 is the n for which D(d) + c·n = `SLOWDOWN`·D(d), since no fixed number of tokens is right for one
 stream and for thirty, for a laptop and for a GPU. `c` includes a step's fixed costs at the n of
-late, so the room moves to its fixed point within a few steps.
+late, so the room moves to its fixed point within a few steps. Where several prompts wait, each may
+add as much, all of them together up to `SHORT_SECONDS`: else the last of a burst would wait for
+twice what all of them take, while nearly nobody decodes.
 
 There is always room for `LEAST` tokens. Where decode steps are replayed from recordings, in a
 fraction of the time, a step with a prompt costs its launches, several decode steps' time, however
@@ -13,8 +15,8 @@ pay those launches hundreds of times. There `LEAST_BESIDE_RECORDED` tokens cost 
 one.
 
 A short prompt, one of at most `SHORT_TOKENS` that is over after `SHORT_STEPS` steps, may add up to
-`SHORT_SECONDS` to each of them, reckoned by what a token took where nothing decoded: others wait
-for it a second at most. While a prompt is run the steps go by with fewer streams than there could
+`SHORT_SECONDS` to each of them, reckoned by what a token takes in large chunks: others wait for it
+a second at most. While a prompt is run the steps go by with fewer streams than there could
 be, and each costs nearly as much. With short prompts arriving all the time, as LMQL's ops do, a
 tenth of a second is enough where a token takes half a millisecond; where it takes more than one,
 prompts come in more slowly than streams end, and a third of the throughput at 32 streams is lost.
@@ -36,6 +38,8 @@ SHORT_TOKENS = 1024
 ALONE = 512
 """With nothing decoding a step has room for so many tokens, or what fits into `SHORT_SECONDS` if
 that is more: whoever arrives meanwhile waits for its end."""
+_MANY = 128
+"""Prompt tokens beside which decoding streams count little."""
 _WEIGHT = 0.25
 
 
@@ -60,23 +64,28 @@ class Pace:
         self._least = least
         self._decode_seconds: dict[int, float] = {}  # by bit length of the number of streams
         self._token_seconds: float | None = None
-        self._alone_seconds: float | None = None
-        self._alone_tokens: float | None = None
+        self._large_seconds: float | None = None  # of chunks that tell what a token takes,
+        self._large_tokens: float | None = None  # and how many each had
 
-    def room(self, decoding: int) -> Room:
-        """That of a step with `decoding` decoding streams."""
+    def room(self, decoding: int, prompts: int) -> Room:
+        """That of a step with `decoding` decoding streams beside which so many have prompts to run."""
         if not decoding:
-            alone = min(max(ALONE, self._fitting(SHORT_SECONDS, self._alone())), self._chunk_tokens)
-            return Room(alone, alone)
+            alone = max(ALONE, self._fitting(SHORT_SECONDS, self._in_large_chunks()))
+            return Room(*[min(alone, self._chunk_tokens)] * 2)
         spare = (SLOWDOWN - 1) * self._decode_time(decoding)
-        long = self._fitting(spare, self._token_seconds)
-        # Not by `c`: with many streams it is far too high until a step of them alone has been seen.
-        return Room(max(long, self._fitting(SHORT_SECONDS, self._alone())), long)
+        # Not by `c` where there are many: a long prompt makes it high, whose later tokens look back
+        # at more, and few tokens beside many streams make it anything.
+        each = self._in_large_chunks()
+        long = self._fitting(spare, self._token_seconds or each)
+        if prompts > 1:
+            long = max(long, self._fitting(min(prompts * spare, SHORT_SECONDS), each))
+        return Room(max(long, self._fitting(SHORT_SECONDS, each)), long)
 
-    def _alone(self) -> float | None:
-        if self._alone_seconds is None or self._alone_tokens is None:
+    def _in_large_chunks(self) -> float | None:
+        """What a token takes there."""
+        if self._large_seconds is None or self._large_tokens is None:
             return self._token_seconds
-        return self._alone_seconds / self._alone_tokens
+        return self._large_seconds / self._large_tokens
 
     def _fitting(self, seconds: float, token_seconds: float | None) -> int:
         fitting = 0 if token_seconds is None else int(seconds / max(token_seconds, 1e-9))
@@ -84,15 +93,16 @@ class Pace:
 
     def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """A step of so many decoding streams and prompt tokens took so long."""
-        if decoding and prompt_tokens:
-            added = max(0.0, seconds - self._decode_time(decoding))
-            self._token_seconds = _blend(self._token_seconds, added / prompt_tokens)
-        elif decoding:
-            size = decoding.bit_length()
+        size = decoding.bit_length()
+        added = max(0.0, seconds - self._decode_time(decoding)) if decoding else seconds
+        if decoding and not prompt_tokens:
             self._decode_seconds[size] = _blend(self._decode_seconds.get(size), seconds)
-        elif prompt_tokens:
-            self._alone_seconds = _blend(self._alone_seconds, seconds)
-            self._alone_tokens = _blend(self._alone_tokens, prompt_tokens)
+        if decoding and prompt_tokens and size in self._decode_seconds:
+            # Else all that more streams take would be put down to the tokens.
+            self._token_seconds = _blend(self._token_seconds, added / prompt_tokens)
+        if prompt_tokens >= (_MANY if decoding else 1):
+            self._large_seconds = _blend(self._large_seconds, added)
+            self._large_tokens = _blend(self._large_tokens, prompt_tokens)
 
     def _decode_time(self, decoding: int) -> float:
         """The time of the nearest measured size not above this one, else above; 0 if there is

@@ -4,7 +4,8 @@ Every step runs the newest token of each decoding stream and then chunks of prom
 first, within the room that `Pace` tells. The order of arrival is the guard against starvation:
 nobody overtakes in the queue for pages, the room goes to the oldest first (what a long prompt must
 leave to others goes to short ones behind it), and when pages run out the youngest stream is paused,
-so the oldest always gets on. A stream whose next tokens an older one is
+so the oldest always gets on. Of those that arrived together, between two steps, who has least to
+run comes first: all others wait the shorter for it. A stream whose next tokens an older one is
 running too (its leader) runs nothing: it copies them step by step, until it needs others.
 """
 
@@ -50,6 +51,7 @@ class Scheduler:
         self._whole_prompts = whole_prompts
         self.waiting: list[Stream] = []  # both in order of arrival
         self.running: list[Stream] = []
+        self._round = 0
         self._counted = Counter(places=0, pauses=0, prompt_tokens=0, hit_tokens=0, run_tokens=0)
 
     @property
@@ -58,18 +60,21 @@ class Scheduler:
 
     def add(self, stream: Stream) -> None:
         """Take part from the next step on, as soon as there is room."""
+        stream.round = self._round
         insort(self.waiting, stream, key=_arrival)
 
     def schedule(self) -> Plan:
         """The next step; `advance` must follow once it has been run. Without works only when
         there are no streams."""
         plan = Plan()
+        self._round += 1
         self._catch_up(plan)
         self._grow_running(plan)
         self._admit_waiting(plan)
         plan.works = [Work(s, s.cached, 1) for s in self.running if s.is_decoding]
         plan.decoding = len(plan.works)
-        plan.works += self._chunks(self._pace.room(plan.decoding))
+        prompts = self._prompts()
+        plan.works += self._chunks(prompts, self._pace.room(plan.decoding, len(prompts)))
         assert plan.works or not self.streams, "streams wait although nothing runs"
         return plan
 
@@ -136,7 +141,7 @@ class Scheduler:
         self._counted["pauses"] += 1
         self._give_back(stream)
         self.running.remove(stream)
-        self.add(stream)
+        insort(self.waiting, stream, key=_arrival)
 
     def _give_back(self, stream: Stream) -> None:
         assert stream.place is not None
@@ -215,17 +220,20 @@ class Scheduler:
         arithmetic overflowed may have left others there."""
         plan.changes += self._pool.clears(place, stream.to_run)
 
-    def _chunks(self, room: Room) -> list[Work]:
+    def _prompts(self) -> list[Stream]:
+        """Those whose prompts are to be run, in their order."""
+        prompts = [s for s in self.running if not s.is_decoding and s.leader is None]
+        return sorted(prompts, key=lambda stream: (stream.round, stream.missing))
+
+    def _chunks(self, prompts: list[Stream], room: Room) -> list[Work]:
         works: list[Work] = []
         used, rows = 0, MOST_ROWS
-        for stream in self.running:
-            if stream.is_decoding or stream.leader is not None:
-                continue
-            count = stream.missing
+        for stream in prompts:
+            count, is_short = stream.missing, stream.is_short
             if not self._whole_prompts:
-                if stream.is_short is None and room.short > room.long:
-                    stream.is_short = room.is_short(count)
-                left = max(0, (room.short if stream.is_short else room.long) - used)
+                if is_short is None and room.short > room.long:
+                    is_short = room.is_short(count)
+                left = max(0, (room.short if is_short else room.long) - used)
                 unwanted = max(0, stream.first_row - stream.cached)
                 count = min(count, left, unwanted + rows)
                 if count == 1 < stream.missing:
@@ -233,6 +241,7 @@ class Scheduler:
                     # written: only its last token may be run alone.
                     count = 0 if works else 2
             if count:
+                stream.is_short = is_short
                 works.append(Work(stream, stream.cached, count))
                 used += count
                 rows -= len(works[-1].rows)

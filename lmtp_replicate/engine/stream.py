@@ -31,6 +31,8 @@ class Stream:
     limit: int
     tokens: list[int] = field(init=False)
     arrival: int = field(default_factory=lambda: next(_arrivals))
+    round: int = 0
+    """Equal for those that arrived between the same two steps, larger for later ones."""
     entropy: int = field(init=False)
     cached: int = 0
     """How many of `tokens`, from the first on, have keys and values in `place`."""

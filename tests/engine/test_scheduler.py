@@ -87,14 +87,48 @@ def test_a_short_prompt_takes_what_a_long_one_before_it_must_leave() -> None:
     early, long, short = generate(0, 3, 50), generate(1, 1000, 1), generate(2, 190, 1)
     run.scheduler.add(early)
     run.step()
-    for stream in (long, short):
-        run.scheduler.add(stream)
+    run.scheduler.add(long)
+    assert run.step().prompt_tokens == LEAST
+    run.scheduler.add(short)
     plans = [run.step() for _ in range(3)]
     assert [[(work.stream, work.length) for work in plan.works] for plan in plans] == [
         [(early, 1), (long, LEAST), (short, 84)],
         [(early, 1), (long, LEAST), (short, 84)],
         [(early, 1), (long, LEAST), (short, 22)],
     ]
+
+
+def test_of_prompts_that_arrive_together_the_shortest_comes_first() -> None:
+    run = machine(pages=600, chunk_tokens=10)
+    first = [generate(0, 15, 1), generate(1, 5, 1), generate(2, 12, 1)]
+    for stream in first:
+        run.scheduler.add(stream)
+    chunks = [[(work.stream, work.length) for work in run.step().works]]
+    late = generate(3, 4, 1)
+    run.scheduler.add(late)
+    chunks += [[(work.stream, work.length) for work in run.step().works] for _ in range(3)]
+    assert chunks == [
+        [(first[1], 5), (first[2], 5)],
+        [(first[2], 7), (first[0], 3)],
+        [(first[0], 10)],
+        [(first[0], 2), (late, 4)],
+    ]
+
+
+def test_a_stream_that_was_paused_keeps_its_turn() -> None:
+    """Not as if it had just arrived: those that arrive all the time would keep it waiting."""
+    run = machine(pages=20, page_tokens=1, chunk_tokens=4)
+    old, young = generate(0, 5, 9), generate(1, 5, 9)
+    for stream in (old, young):
+        run.scheduler.add(stream)
+        run.step()
+    while young not in run.scheduler.waiting:
+        run.step()
+    late = generate(2, 1, 1)
+    run.scheduler.add(late)
+    while young not in run.scheduler.running:
+        assert late not in [work.stream for work in run.step().works]
+    assert late not in [work.stream for work in run.step().works]
 
 
 def test_with_nothing_decoding_a_prompt_is_run_in_large_chunks() -> None:
@@ -157,4 +191,4 @@ def test_whole_prompts_are_never_cut() -> None:
     run.step()
     run.scheduler.add(generate(1, 700, 1))
     run.scheduler.add(score(2, 5, 400))
-    assert [work.length for work in run.step().works] == [1, 700, 404]
+    assert [work.length for work in run.step().works] == [1, 404, 700]
