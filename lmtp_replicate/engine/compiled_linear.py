@@ -73,7 +73,7 @@ def compiled_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | Non
     """The code for a packed `weight`, if it is compiled and the weight's memory has the size that
     it expects."""
     compiled, _ = kernels(weight.dtype)
-    if compiled is None:
+    if compiled is None or compiled.linear is None:
         return None
     outputs, inputs = weight.shape
     wide, deep = compiled.linear_block

@@ -21,11 +21,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lmtp_replicate.engine.compiled_linear import compiled_linear
 from lmtp_replicate.engine.digit_linear import digit_linear
+from lmtp_replicate.engine.half_linear import BFloat16Linear, HalfLinear, half_kind
+from lmtp_replicate.engine.laid_out_linear import LaidOutLinear
 from lmtp_replicate.engine.linear_check import TOLERANCES, equals, errors, forget_inputs
 from lmtp_replicate.engine.options import PackLinears
 from lmtp_replicate.engine.packed_linear import PackedLinear
 from lmtp_replicate.engine.three_byte_linear import three_byte_linear
-from lmtp_replicate.engine.whole_linear import WholeLinear
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class _Replaced(NamedTuple):
 
 @dataclass(slots=True)
 class Linears:
-    """How the linear layers of `model` are run. `state`: "digits" or "three-bytes" if any of them
-    are in such whole numbers, else "onednn-packed" or "plain"."""
+    """How the linear layers of `model` are run. `state`: the name of the class if any of them is a
+    `LaidOutLinear`, else "onednn-packed" or "plain"."""
 
     model: nn.Module
     state: str
@@ -81,16 +82,18 @@ def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool 
     linears = Linears(model, "plain", "as asked")
     if which == "none":
         return linears
-    layers = _packable(model)
+    layers = _packable(model, compile_kernels=compile_kernels)
     if not layers:
         linears.reason = "none that can be packed"
         return linears
     others = _other_weights(model, layers)
     chosen = [layer for layer in layers if which == "all" or id(layer.weight) not in others]
     try:
+        halves = half_kind([_weight(layer) for layer in chosen]) if compile_kernels else None
         for layer in chosen:
-            packed = _packed(layers[layer][0], layer, compile_kernels=compile_kernels)
-            linears._replaced.append(_replace(model, layers[layer], layer, packed, others))
+            names = layers[layer]
+            packed = _packed(names[0], layer, halves, compile_kernels=compile_kernels)
+            linears._replaced.append(_replace(model, names, layer, packed, others))
     except Exception as error:
         logger.debug("A linear layer could not be packed.", exc_info=True)
         linears.unpack(f"packing failed ({type(error).__name__}: {error})")
@@ -106,37 +109,44 @@ def _describe(linears: Linears) -> None:
     """Say what has been done."""
     done = linears._replaced
     twice = sum(replaced.kept is not None for replaced in done)
-    whole = [replaced.packed for replaced in done if isinstance(replaced.packed, WholeLinear)]
-    others = [replaced.packed.compiled for replaced in done if replaced.packed not in whole]
+    ours = [replaced.packed for replaced in done if isinstance(replaced.packed, LaidOutLinear)]
+    others = [replaced.packed.compiled for replaced in done if replaced.packed not in ours]
     compiled = [layer.kernel.most_rows for layer in others if layer is not None]
     linears.state = "onednn-packed"
     linears.reason = f"{len(done)} layers, {twice} of them beside a plain weight used elsewhere"
-    if whole:
-        linears.state = whole[0].name  # all of one kind: what the CPU is fast with
-        linears.reason += f"; {len(whole)} {whole[0].description}"
+    if ours:
+        linears.state = ours[0].name  # all of one kind: what the CPU is fast with
+        linears.reason += f"; {len(ours)} {ours[0].description}"
     if compiled:
         rows = "few" if max(compiled) < _MANY else "all"
         linears.reason += f"; {rows} rows of {len(compiled)} by our own code"
 
 
-def _packable(model: nn.Module) -> dict[nn.Module, list[str]]:
+def _packable(model: nn.Module, *, compile_kernels: bool) -> dict[nn.Module, list[str]]:
     """The layers to pack, and where in the model they stand."""
     layers: dict[nn.Module, list[str]] = {}
-    dtypes = _packable_dtypes()
     for name, layer in model.named_modules(remove_duplicate=False):
         if type(layer) in (nn.Linear, Conv1D) and name and not _is_hooked(layer):
-            weight = layer.weight
-            if weight.device.type == "cpu" and weight.dtype in dtypes:
+            weight = _weight(layer)
+            if weight.device.type == "cpu" and _is_known(weight, compile_kernels=compile_kernels):
                 layers.setdefault(layer, []).append(name)
     weights = Counter(id(layer.weight) for layer in layers)
     return {layer: names for layer, names in layers.items() if weights[id(layer.weight)] == 1}
 
 
-def _packable_dtypes() -> set[torch.dtype]:
-    """Those that oneDNN lays out on this CPU: bfloat16 only with AVX-512 or better."""
-    knows_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    has_bfloat16 = knows_bfloat16 is not None and knows_bfloat16()
-    return {dtype for dtype in TOLERANCES if has_bfloat16 or dtype != torch.bfloat16}
+def _is_known(weight: Tensor, *, compile_kernels: bool) -> bool:
+    """Whether a weight of that dtype can be laid out on this CPU: bfloat16 by us, where oneDNN's
+    layers would be slow."""
+    if weight.dtype != torch.bfloat16:
+        return weight.dtype in TOLERANCES
+    ours = BFloat16Linear.kernel(weight.dtype) if compile_kernels else None
+    return ours is not None or onednn_packs_bfloat16()
+
+
+def onednn_packs_bfloat16() -> bool:
+    """Only with AVX-512 or better."""
+    is_supported: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return is_supported is not None and bool(is_supported())
 
 
 def _is_hooked(layer: nn.Module) -> bool:
@@ -154,25 +164,29 @@ def _other_weights(model: nn.Module, layers: Collection[nn.Module]) -> set[int]:
     }
 
 
-def _packed(name: str, layer: nn.Module, *, compile_kernels: bool) -> PackedLinear:
+def _packed(
+    name: str, layer: nn.Module, halves: type[HalfLinear] | None, *, compile_kernels: bool
+) -> PackedLinear:
     """What takes the place of `layer`. Raises ValueError when that computes something else."""
-    whole = _in_whole_numbers(layer) if compile_kernels else None
-    if whole is not None:
-        return whole
+    ours = _laid_out(layer, halves) if compile_kernels else None
+    if ours is not None:
+        return ours
     packed = _pack(name, layer)
     if compile_kernels:
         _compile(packed)
     return packed
 
 
-def _in_whole_numbers(layer: nn.Module) -> WholeLinear | None:
-    """`layer` in whole numbers, where that is possible and computes the same."""
+def _laid_out(layer: nn.Module, halves: type[HalfLinear] | None) -> LaidOutLinear | None:
+    """`layer` in a layout of our own, where that is possible and computes the same."""
     bias: Any = layer.bias
     rows = _rows_of(layer)
-    whole = digit_linear(rows, bias) or three_byte_linear(rows, bias)
-    if whole is None:
-        return None
-    return whole if equals(whole, layer, whole, whole.tried_rows) else None
+    ours: LaidOutLinear | None
+    if halves is not None:
+        ours = halves.of(rows, bias)
+    else:
+        ours = digit_linear(rows, bias) or three_byte_linear(rows, bias)
+    return ours if ours is not None and equals(ours, layer, ours, ours.tried_rows) else None
 
 
 def _pack(name: str, layer: nn.Module) -> PackedLinear:
@@ -187,10 +201,15 @@ def _pack(name: str, layer: nn.Module) -> PackedLinear:
     return packed
 
 
+def _weight(layer: nn.Module) -> Tensor:
+    weight: Any = layer.weight
+    plain: Tensor = weight.detach()
+    return plain
+
+
 def _rows_of(layer: nn.Module) -> Tensor:
     """The layer's weight, `[out_features, in_features]`."""
-    weight: Any = layer.weight
-    rows: Tensor = weight.detach()
+    rows = _weight(layer)
     return rows.t().contiguous() if isinstance(layer, Conv1D) else rows
 
 

@@ -21,12 +21,13 @@ def has_compiler() -> None:
 
 
 @pytest.fixture
-def without_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU without kernels of whole numbers: oneDNN's layout in float32 too."""
-    compiled, _ = kernels(torch.float32)
-    if compiled is not None:
-        monkeypatch.setattr(compiled, "linear_digits", None)
-        monkeypatch.setattr(compiled, "linear_bytes", None)
+def with_onednn_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without kernels for layouts of our own."""
+    for dtype in (torch.float32, torch.bfloat16):
+        compiled, _ = kernels(dtype)
+        if compiled is not None:
+            for kind in ("digits", "bytes", "bfloat16", "float16"):
+                monkeypatch.setattr(compiled, f"linear_{kind}", None)
 
 
 @pytest.fixture(scope="package", autouse=True)

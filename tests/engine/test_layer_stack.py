@@ -32,7 +32,6 @@ from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.engine.wanted_rows import WantedRows
 from lmtp_replicate.protocol.messages import Generate, Score
-from tests.engine.bfloat16 import onednn_packs_bfloat16
 from tests.engine.oracle import Oracle
 from tests.engine.running import answers, running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
@@ -92,8 +91,6 @@ def stack_of(network: nn.Module) -> LayerStack:
 
 def proved(kind: str, dtype: torch.dtype) -> tuple[Any, CompiledAttention]:
     """A network whose layers have a stack, and its attention; skips where there is none."""
-    if dtype == torch.bfloat16 and not onednn_packs_bfloat16():
-        pytest.skip("oneDNN packs no bfloat16 on this CPU")
     network = network_of(kind, dtype)
     attention = prove(network, VOCABULARY, 256).attention
     assert attention is not None
@@ -231,7 +228,7 @@ def test_a_step_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert runs == [3, 1, 1, 1, 1]
 
 
-@pytest.mark.usefixtures("without_whole_numbers")
+@pytest.mark.usefixtures("with_onednn_only")
 def test_more_tokens_than_its_kernels_take_are_run_layer_by_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

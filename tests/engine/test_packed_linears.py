@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lmtp_replicate.engine.packed_linear import PackedLinear
-from lmtp_replicate.engine.packed_linears import pack_linears
+from lmtp_replicate.engine.packed_linears import onednn_packs_bfloat16, pack_linears
 from lmtp_replicate.engine.proof import prove
 from tests.engine.running import running
 from tests.engine.tiny_models import (
@@ -20,7 +20,7 @@ from tests.engine.tiny_models import (
     tiny_network,
 )
 
-pytestmark = pytest.mark.usefixtures("without_whole_numbers")
+pytestmark = pytest.mark.usefixtures("with_onednn_only")
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -50,7 +50,7 @@ def test_bfloat16_is_packed_too_where_the_cpu_allows_it() -> None:
     network = tiny_network("llama").to(torch.bfloat16)
     before = logits(network)
     linears = pack_linears(network, "all")
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if onednn_packs_bfloat16():
         assert linears.state == "onednn-packed"
     else:
         assert (linears.state, linears.reason) == ("plain", "none that can be packed")

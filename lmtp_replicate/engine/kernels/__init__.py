@@ -55,28 +55,33 @@ class Kernels:
         self.run_layers = self._function(
             "run_layers", c_void_p, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 3
         )
-        self.without_tiles = self._linear("linear", self.limit("linear_rows"))
-        self.has_tiles = hasattr(library, "lmtp_linear_tiles") and bool(library.lmtp_allow_tiles())
+        allows_tiles = hasattr(library, "lmtp_allow_tiles") and bool(library.lmtp_allow_tiles())
+        self.has_tiles = allows_tiles and hasattr(library, "lmtp_linear_tiles")
         """Whether our code in bfloat16 by AMX can be used."""
-        self.linear = self.without_tiles
-        """For weights that oneDNN has laid out."""
-        if self.has_tiles:
-            self.linear = self._linear("linear_tiles", self.limit("tiles_rows"))
-        self.linear_digits: LinearKernel | None = None
-        """In float32 by whole numbers; None where the CPU cannot."""
-        if hasattr(library, "lmtp_linear_digits") and library.lmtp_allow_tiles():
-            self.linear_digits = self._linear("linear_digits", ANY_NUMBER)
-        self.linear_bytes: LinearKernel | None = None
-        """In float32 by weights of three bytes; None where it is not used."""
-        if hasattr(library, "lmtp_linear_bytes"):
-            self.linear_bytes = self._linear("linear_bytes", ANY_NUMBER)
+        self.without_tiles = self._linear("linear", "linear_rows")
+        """For weights that oneDNN has laid out. This and the next ones are None where the CPU, or
+        the dtype, has none."""
+        self.linear = self._linear("linear_tiles", "tiles_rows") if self.has_tiles else None
+        self.linear = self.linear or self.without_tiles
+        self.linear_digits = self._linear("linear_digits") if allows_tiles else None
+        """In float32 by whole numbers of three digits."""
+        self.linear_bytes = self._linear("linear_bytes")
+        """In float32 by weights of three bytes."""
+        self.linear_bfloat16 = self._linear("linear_bfloat16")
+        """By weights in bfloat16 and products of float32."""
+        self.linear_float16 = self._linear("linear_float16")
+        """The same by weights in float16."""
         self.linear_block = self.limit("linear_outputs"), self.limit("linear_inputs")
         """Outputs and inputs of the blocks in which oneDNN has to have laid out a weight."""
 
-    def _linear(self, name: str, most_rows: int) -> LinearKernel:
+    def _linear(self, name: str, limit: str | None = None) -> LinearKernel | None:
+        """The kernel of that name, if there is one. limit: names the constant that tells the most
+        rows, if they are limited."""
+        if not hasattr(self.functions, f"lmtp_{name}"):
+            return None
         pointers = [c_void_p] * 2
         function = self._function(name, *pointers, c_int64, c_void_p, c_int64, c_void_p)
-        return LinearKernel(function, most_rows)
+        return LinearKernel(function, ANY_NUMBER if limit is None else self.limit(limit))
 
     def _function(self, name: str, *argtypes: Any) -> Any:
         function = getattr(self.functions, f"lmtp_{name}")

@@ -2,9 +2,14 @@
    compiled_linear.py.
 
    Few rows take as long as the weight takes to come from memory, and that is faster when asked for in
-   time. For more than MOST_ROWS oneDNN's kernels are the faster ones. */
+   time. For more than MOST_ROWS oneDNN's kernels are the faster ones; in bfloat16 they never are, where
+   the CPU has products of it. */
 
 #include "packed.h"
+
+const int32_t lmtp_linear_outputs = BLOCK, lmtp_linear_inputs = BLOCK_INPUTS;
+
+#if !defined(BFLOAT16) || defined(__AVX512BF16__)
 
 /* TILE_ROWS: rows whose sums fill the registers. DEPTH: inputs whose weights, 8 to 32 KiB of a block,
    stay in the nearer caches for all of ROWS rows. */
@@ -13,31 +18,10 @@ enum { VECTORS = BLOCK / WIDTH, TILE_ROWS = WIDTH > 8 ? 6 : 3 };
 #ifdef BFLOAT16
 
 /* The weights of two inputs lie in one number of 32 bits. */
-enum { STEP = 2 };
-
-#ifdef __AVX512BF16__ /* which has products of such pairs */
-
-enum { DEPTH = 256, ROWS = 48, MOST_ROWS = INT32_MAX };
+enum { STEP = 2, DEPTH = 256, ROWS = 48, MOST_ROWS = INT32_MAX };
 typedef __m512bh Factors;
 
 INLINE Factors factors_of(ints both) { return (Factors)both; }
-INLINE vec plus_products(vec sum, Factors x, Factors w) {
-    return (vec)_mm512_dpbf16_ps((__m512)sum, x, w);
-}
-
-#else
-
-enum { DEPTH = 128, ROWS = TILE_ROWS, MOST_ROWS = ROWS };
-typedef struct { vec low, high; } Factors;
-
-INLINE Factors factors_of(ints both) { return (Factors){(vec)(both << 16), (vec)(both & ~0xffff)}; }
-INLINE vec plus_products(vec sum, Factors x, Factors w) {
-    sum += x.low * w.low;
-    return sum + x.high * w.high;
-}
-
-#endif
-
 INLINE Factors weights_at(const number *weight) {
     return factors_of((ints)load((const float *)weight));
 }
@@ -45,6 +29,9 @@ INLINE Factors inputs_at(const number *x) {
     int32_t both;
     memcpy(&both, x, sizeof both);
     return factors_of(both - (ints){0});
+}
+INLINE vec plus_products(vec sum, Factors x, Factors w) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, x, w);
 }
 
 #else
@@ -58,8 +45,7 @@ INLINE vec plus_products(vec sum, Factors x, Factors w) { return sum + x * w; }
 
 #endif
 
-const int32_t lmtp_linear_rows = MOST_ROWS, lmtp_linear_outputs = BLOCK,
-              lmtp_linear_inputs = BLOCK_INPUTS;
+const int32_t lmtp_linear_rows = MOST_ROWS;
 
 /* sums[row][:] += x[row] . weight, for `rows` and `wide` vectors of outputs. These and `is_first`,
    whether nobody has read these weights yet, are constants where it is called, so that the sums stay
@@ -148,3 +134,5 @@ void lmtp_linear(const Linear *layers, number *const *outputs, int64_t count, co
             multiply(l, outputs[i] + first * l->outputs, x + first * l->inputs, taken);
         }
 }
+
+#endif

@@ -1,12 +1,5 @@
-/* A linear layer in float32 whose weights are whole numbers of three bytes. Called by compiled_linear.py
-   and decoder.c; three_byte_linear.py lays out the weights.
-
-   Few rows take as long as the weights take to come from memory: three quarters of float32's time.
-   Shuffles of bytes and a conversion make floats of a vector of weights, with AVX2 in units that
-   products leave free, and once for many rows. So little is lost with more rows either, and there is
-   one kernel for all. Each sum is added up in the order of the inputs, whatever the number of rows. */
-
-#include "linear.h"
+/* A linear layer in float32 whose weights are whole numbers of three bytes, three quarters of float32's.
+   Called by compiled_linear.py and decoder.c; three_byte_linear.py lays out the weights. */
 
 #if defined(__AVX512BW__) || defined(__AVX2__) && !defined(__AVX512F__)
 #define HAS_SHUFFLES
@@ -16,20 +9,13 @@
 
 #include <immintrin.h>
 
-enum {
-    SIDE = 16,              /* outputs of a panel of weights */
-    VECTORS = SIDE / WIDTH, /* of them */
-    OF_PANEL = 3 * SIDE,    /* bytes of an input's weights in it */
-    TILE = WIDTH > 8 ? 16 : 6, /* rows times panels whose sums stay in registers */
-    ROWS = 96,              /* which stay in the second cache for all outputs */
-    DEPTH = 128,            /* inputs whose weights stay in the first cache, as floats, for all rows */
-    AHEAD = 1536,           /* bytes by which memory is asked in advance */
-};
+#include "vector.h"
 
-/* Weights are `[output / SIDE][input][SIDE][3]`, the last panel filled up with zeros. A few bytes
-   before and behind them are read too. */
+#define BYTES 3
+#define UNIT 0x1p-8f
 
-/* A vector of weights as floats, 256 times as large: their bytes are the upper three of four. */
+/* Their bytes are the upper three of four. With AVX2 shuffles and conversion are in units that products
+   leave free. */
 INLINE vec weights_at(const uint8_t *at) {
 #ifdef __AVX512BW__
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
@@ -45,169 +31,11 @@ INLINE vec weights_at(const uint8_t *at) {
 #endif
 }
 
-/* What a tile does about its weights: read them, read them and keep floats for the next rows, or take
-   those. */
-typedef enum { READ, KEEP, TAKE } Mode;
+#include "panels.h"
 
-/* sums[row][:] += x[:][row] . weight. `rows`, `panels` and `mode` are constants where it is called, so
-   that the sums stay in registers. `plane`: bytes from a panel to the next one. */
-INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const float *x,
-                     const uint8_t *weight, int64_t plane, float *kept, float *to) {
-    const int wide = VECTORS * panels;
-    vec sums[TILE][VECTORS * TILE] = {0}; /* for these inputs apart: fewer roundings than one for all */
-    _Pragma("GCC unroll 2") for (int64_t k = 0; k < inputs; k++) {
-        vec w[VECTORS * TILE];
-        UNROLL for (int v = 0; v < wide; v++) {
-            const uint8_t *here = weight + v / VECTORS * plane + k * OF_PANEL + v % VECTORS * 3 * WIDTH;
-            float *floats = kept + k * SIDE + v * WIDTH; /* of the only panel */
-            w[v] = mode == TAKE ? load(floats) : weights_at(here);
-            if (mode == KEEP) store(floats, w[v]);
-            if (mode != TAKE && v % VECTORS == 0) __builtin_prefetch(here + AHEAD);
-        }
-        UNROLL for (int r = 0; r < rows; r++) {
-            const vec input = all(x[k * rows + r]);
-            UNROLL for (int v = 0; v < wide; v++) sums[r][v] += input * w[v];
-        }
-    }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < wide; v++, to += WIDTH) store(to, load(to) + sums[r][v]);
-}
-
-INLINE void add_rows(int64_t rows, int panels, Mode mode, int64_t inputs, const float *x,
-                     const uint8_t *weight, int64_t plane, float *kept, float *to) {
-#define ROWS_OF_TILE(rows)                                                    \
-    case rows:                                                                \
-        if ((rows) * panels <= TILE)                                          \
-            add_tile(rows, panels, mode, inputs, x, weight, plane, kept, to); \
-        break;
-#define FOUR_TILES(rows) \
-    ROWS_OF_TILE(rows) ROWS_OF_TILE(rows + 1) ROWS_OF_TILE(rows + 2) ROWS_OF_TILE(rows + 3)
-    switch (rows) {
-        FOUR_TILES(1)
-        FOUR_TILES(5)
-        FOUR_TILES(9)
-        FOUR_TILES(13)
-    }
-#undef FOUR_TILES
-#undef ROWS_OF_TILE
-}
-
-/* Rows are taken in parts and these in tiles, of about as many rows each. */
-static int64_t parts_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
-static int64_t tiles_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
-
-/* WIDTH inputs of a tile of rows: `[input][row]`. */
-static void lay_out_block(const float *x, int64_t rows, int64_t inputs, float *to) {
-    vec v[WIDTH];
-    UNROLL for (int i = 0; i < WIDTH; i++) v[i] = load(x + (i < rows ? i : rows - 1) * inputs);
-    transpose(v);
-    UNROLL for (int i = 0; i < WIDTH; i++)
-        if (i * rows + WIDTH <= WIDTH * rows) store(to + i * rows, v[i]); /* the next covers the rest */
-        else memcpy(to + i * rows, v + i, rows * sizeof *to);
-}
-
-/* Inputs `from` to `end` of a tile of rows. */
-static void lay_out_tile(const float *x, int64_t rows, int64_t inputs, int64_t from, int64_t end,
-                         float *to) {
-    for (; from + WIDTH <= end; from += WIDTH) lay_out_block(x + from, rows, inputs, to + from * rows);
-    for (int64_t k = from; k < end; k++)
-        for (int64_t r = 0; r < rows; r++) to[k * rows + r] = x[r * inputs + k];
-}
-
-/* All rows' inputs, by tiles: `[tile][input][row]`. Rows as they lie, a power of two apart, would drive
-   one another from the first cache. Each thread lays out some of the inputs. */
-static void lay_out(const float *x, int64_t rows, int64_t inputs, float *to) {
-    enum { SHARE = 64 };
-    const int64_t parts = parts_of(rows);
-#pragma omp for nowait
-    for (int64_t from = 0; from < inputs; from += SHARE) {
-        const int64_t end = inputs - from < SHARE ? inputs : from + SHARE;
-        for (int64_t part = 0; part < parts; part++) {
-            const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
-            const int64_t tiles = tiles_of(taken);
-            for (int64_t t = 0; t < tiles; t++) {
-                const int64_t row = first + taken * t / tiles, next = first + taken * (t + 1) / tiles;
-                lay_out_tile(x + row * inputs, next - row, inputs, from, end, to + row * inputs);
-            }
-        }
-    }
-}
-
-/* The outputs of `rows` rows from their sums. */
-static void put(const Linear *l, float *output, int64_t rows, int64_t from, int64_t wide,
-                const float *sums) {
-    const int64_t count = l->outputs - from < wide ? l->outputs - from : wide;
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < count; i++) {
-            const float bias = l->bias ? l->bias[from + i] : 0;
-            const float sum = sums[r * wide + i] * 0x1p-8f; /* weights were 256 times as large */
-            output[r * l->outputs + from + i] = sum * l->factors[from + i] + bias;
-        }
-}
-
-/* Of at most ROWS rows, laid out in tiles, the outputs from `from` on, of `panels` panels, a constant
-   where it is called. */
-INLINE void compute(int panels, const Linear *l, float *output, const float *x, int64_t rows,
-                    int64_t from) {
-    const int64_t plane = l->inputs * OF_PANEL, wide = panels * SIDE;
-    const int64_t tiles = tiles_of(rows);
-    /* In whole lines of the cache: a stack may start anywhere. */
-    float sums[ROWS * SIDE] __attribute__((aligned(64))), kept[DEPTH * SIDE] __attribute__((aligned(64)));
-    memset(sums, 0, rows * wide * sizeof *sums);
-    for (int64_t k = 0; k < l->inputs; k += DEPTH) {
-        const int64_t deep = l->inputs - k < DEPTH ? l->inputs - k : DEPTH;
-        const uint8_t *weight = (const uint8_t *)l->weight + from / SIDE * plane + k * OF_PANEL;
-        for (int64_t t = 0; t < tiles; t++) {
-            const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
-            const float *inputs = x + row * l->inputs + k * count;
-            float *to = sums + row * wide;
-#define ADD(mode) add_rows(count, panels, mode, deep, inputs, weight, plane, kept, to)
-            if (tiles == 1) ADD(READ);
-            else if (t == 0) ADD(KEEP);
-            else ADD(TAKE);
-#undef ADD
-        }
-    }
-    put(l, output, rows, from, wide, sums);
-}
-
-/* The same for `panels` of them, a power of two, as far as there are so many. */
-static void compute_some(int64_t panels, const Linear *l, float *output, const float *x, int64_t rows,
-                         int64_t from) {
-    const int64_t end = from + panels * SIDE;
-    if (end > l->outputs)
-        for (; from < l->outputs; from += SIDE) compute(1, l, output, x, rows, from);
-    else if (panels == 4) compute(4, l, output, x, rows, from);
-    else if (panels == 2) compute(2, l, output, x, rows, from);
-    else compute(1, l, output, x, rows, from);
-}
-
-/* One layer, of rows that lie in tiles. */
-static void multiply(const Linear *l, float *output, const float *x, int64_t rows) {
-    const int64_t parts = parts_of(rows);
-    for (int64_t part = 0; part < parts; part++) {
-        const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
-        /* The CPU with AVX2 read several sooner than one after the other, that with AVX-512 one. */
-        const int64_t panels = WIDTH > 8 || taken > 3 ? 1 : taken > 1 ? 2 : 4;
-        /* The last panels go to the thread that is free: a core may be shared with others. */
-#pragma omp for schedule(guided) nowait
-        for (int64_t from = 0; from < l->outputs; from += panels * SIDE)
-            compute_some(panels, l, output + first * l->outputs, x + first * l->inputs, taken, from);
-    }
-}
-
-/* `room`: of each row as much as its inputs take. */
-void lmtp_linear_bytes(const Linear *layers, float *const *outputs, int64_t count, const float *x,
+void lmtp_linear_bytes(const Linear *layers, number *const *outputs, int64_t count, const number *x,
                        int64_t rows, void *room) {
-    const float *tiles = rows > 1 ? room : x; /* a single row already lies as it should */
-#pragma omp parallel
-    {
-        if (rows > 1) {
-            lay_out(x, rows, layers->inputs, room);
-#pragma omp barrier
-        }
-        for (int64_t i = 0; i < count; i++) multiply(layers + i, outputs[i], tiles, rows);
-    }
+    multiply_all(layers, outputs, count, x, rows, room);
 }
 
 #endif

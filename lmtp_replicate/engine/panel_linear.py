@@ -1,0 +1,42 @@
+"""Linear layers whose weights lie in panels of 16 outputs (kernels/panels.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from lmtp_replicate.engine.laid_out_linear import LaidOutLinear
+
+_OUTPUTS: Final = 16
+
+
+class PanelLinear(LaidOutLinear):
+    """`numbers`: `[output / 16, input, 16 weights]`."""
+
+    width: ClassVar[int]
+    """Bytes of a weight."""
+    block = _OUTPUTS, 1
+    tried_rows = 1, 2, 3, 4, 6, 7, 12, 13, 16, 17, 97
+    """The kernel's tiles have up to six or sixteen rows, about the same number in all of them, and
+    its parts 96."""
+
+    @classmethod
+    def _shape(cls, blocks: int, inputs: int) -> Sequence[int]:
+        return blocks, inputs, _OUTPUTS * cls.width
+
+    @staticmethod
+    def _row_room(inputs: int) -> int:
+        return torch.float32.itemsize * inputs
+
+    @staticmethod
+    def _by_input(part: Tensor) -> Tensor:
+        """`[output, input]` as `[output / 16, input, 16]`."""
+        return part.view(-1, _OUTPUTS, part.shape[1]).transpose(1, 2).contiguous()
+
+    @staticmethod
+    def _by_output(panels: Tensor) -> Tensor:
+        """The way back."""
+        return panels.transpose(1, 2).reshape(-1, panels.shape[1])
