@@ -89,7 +89,7 @@ class LaidOutLinear(PackedLinear):
     @classmethod
     @abstractmethod
     def _read(cls, numbers: Tensor) -> Tensor:
-        """What `_laid_out` was given, as floats."""
+        """What `_laid_out` was given, in any dtype that holds it."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -109,11 +109,10 @@ class LaidOutLinear(PackedLinear):
 
     def plain_weight(self) -> Tensor:
         """What is left of it."""
-        parts = [self._read(part) for part in torch.split(self.numbers, _AT_ONCE)]
+        dtype = self.weight.dtype
+        parts = [self._read(part).to(dtype) for part in torch.split(self.numbers, _AT_ONCE)]
         rows = torch.cat(parts)[: self.out_features, : self.in_features]
-        if self.factors is not None:
-            rows *= self.factors[:, None]
-        return rows.to(self.weight.dtype)
+        return rows if self.factors is None else rows * self.factors[:, None]
 
 
 def _filled_up(size: int, block: int) -> int:

@@ -68,17 +68,20 @@ class Pace:
         self._large_tokens: float | None = None  # and how many each had
 
     def room(self, decoding: int, prompts: int) -> Room:
-        """That of a step with `decoding` decoding streams beside which so many have prompts to run."""
+        """That of a step with so many decoding streams and so many that have prompts to run."""
         if not decoding:
             alone = max(ALONE, self._fitting(SHORT_SECONDS, self._in_large_chunks()))
-            return Room(*[min(alone, self._chunk_tokens)] * 2)
+            alone = min(alone, self._chunk_tokens)
+            return Room(alone, alone)
         spare = (SLOWDOWN - 1) * self._decode_time(decoding)
         # Not by `c` where there are many: a long prompt makes it high, whose later tokens look back
         # at more, and few tokens beside many streams make it anything.
         each = self._in_large_chunks()
-        long = self._fitting(spare, self._token_seconds or each)
+        long = self._fitting(spare, each if self._token_seconds is None else self._token_seconds)
         if prompts > 1:
-            long = max(long, self._fitting(min(prompts * spare, SHORT_SECONDS), each))
+            # Nothing but steps with prompts would follow, of the least room, if nothing is known.
+            burst = min(prompts * spare, SHORT_SECONDS) if self._decode_seconds else SHORT_SECONDS
+            long = max(long, self._fitting(burst, each))
         return Room(max(long, self._fitting(SHORT_SECONDS, each)), long)
 
     def _in_large_chunks(self) -> float | None:
@@ -100,9 +103,18 @@ class Pace:
         if decoding and prompt_tokens and size in self._decode_seconds:
             # Else all that more streams take would be put down to the tokens.
             self._token_seconds = _blend(self._token_seconds, added / prompt_tokens)
-        if prompt_tokens >= (_MANY if decoding else 1):
+        if prompt_tokens and self._is_large(decoding, prompt_tokens):
             self._large_seconds = _blend(self._large_seconds, added)
             self._large_tokens = _blend(self._large_tokens, prompt_tokens)
+
+    def _is_large(self, decoding: int, prompt_tokens: int) -> bool:
+        """Whether so many tell what a token takes in large chunks. If tokens are held to be dear
+        those do for which there is room: else one slow step would count for ever."""
+        known = self._in_large_chunks()
+        if known is None and not decoding:
+            return True
+        room = _MANY if known is None else self._fitting(SHORT_SECONDS, known)
+        return prompt_tokens >= min(_MANY, room)
 
     def _decode_time(self, decoding: int) -> float:
         """The time of the nearest measured size not above this one, else above; 0 if there is

@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,16 @@ from transformers.pytorch_utils import Conv1D
 
 from lmtp_replicate.engine.compiled_linear import compiled_linear
 from lmtp_replicate.engine.digit_linear import digit_linear
-from lmtp_replicate.engine.half_linear import BFloat16Linear, HalfLinear, half_kind
 from lmtp_replicate.engine.laid_out_linear import LaidOutLinear
 from lmtp_replicate.engine.linear_check import TOLERANCES, equals, errors, forget_inputs
+from lmtp_replicate.engine.linears import Linears, rows_of
 from lmtp_replicate.engine.options import PackLinears
 from lmtp_replicate.engine.packed_linear import PackedLinear
+from lmtp_replicate.engine.sixteen_bit_linear import (
+    BFloat16Linear,
+    SixteenBitLinear,
+    sixteen_bit_kind,
+)
 from lmtp_replicate.engine.three_byte_linear import three_byte_linear
 
 logger = logging.getLogger(__name__)
@@ -36,38 +40,6 @@ _TRIED_ROWS = (1, 7, 40)
 _COMPILED_ROWS = (*range(1, 14), 31, 40, 96, 290)
 """The same for our own code, whose tiles have up to six rows, or sixteen, and whose panels 48, 96
 or 256."""
-_MANY: Final = 2048
-"""Rows: a step has no more."""
-
-
-class _Replaced(NamedTuple):
-    names: list[str]
-    plain: nn.Module
-    """The layer that stood there, without its weight."""
-    packed: PackedLinear
-    kept: nn.Parameter | None
-    """Its weight, where something else uses it and it therefore stayed in memory."""
-
-
-@dataclass(slots=True)
-class Linears:
-    """How the linear layers of `model` are run. `state`: the name of the class if any of them is a
-    `LaidOutLinear`, else "onednn-packed" or "plain"."""
-
-    model: nn.Module
-    state: str
-    reason: str
-    _replaced: list[_Replaced] = field(default_factory=list)
-
-    def unpack(self, reason: str) -> None:
-        """Put the plain layers back, because of `reason`."""
-        while self._replaced:  # one by one: no other weight is in memory twice meanwhile
-            names, plain, packed, kept = self._replaced.pop()
-            weight = _unpacked(plain, packed) if kept is None else kept
-            plain.register_parameter("weight", weight)
-            _put(self.model, names, plain)
-        self.state, self.reason = "plain", reason
-        logger.warning("The linear layers are run as torch runs them: %s.", reason)
 
 
 def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool = True) -> Linears:
@@ -89,37 +61,19 @@ def pack_linears(model: nn.Module, which: PackLinears, *, compile_kernels: bool 
     others = _other_weights(model, layers)
     chosen = [layer for layer in layers if which == "all" or id(layer.weight) not in others]
     try:
-        halves = half_kind([_weight(layer) for layer in chosen]) if compile_kernels else None
+        kinds = _sixteen_bit_kinds(chosen) if compile_kernels else {}
         for layer in chosen:
-            names = layers[layer]
-            packed = _packed(names[0], layer, halves, compile_kernels=compile_kernels)
-            linears._replaced.append(_replace(model, names, layer, packed, others))
+            names, kind = layers[layer], kinds.get(_weight(layer).dtype)
+            packed = _packed(names[0], layer, kind, compile_kernels=compile_kernels)
+            linears.replace(names, layer, packed, others)
     except Exception as error:
         logger.debug("A linear layer could not be packed.", exc_info=True)
         linears.unpack(f"packing failed ({type(error).__name__}: {error})")
         return linears
     finally:
         forget_inputs()
-    _describe(linears)
-    logger.info("The linear layers are packed: %s.", linears.reason)
+    linears.describe()
     return linears
-
-
-def _describe(linears: Linears) -> None:
-    """Say what has been done."""
-    done = linears._replaced
-    twice = sum(replaced.kept is not None for replaced in done)
-    ours = [replaced.packed for replaced in done if isinstance(replaced.packed, LaidOutLinear)]
-    others = [replaced.packed.compiled for replaced in done if replaced.packed not in ours]
-    compiled = [layer.kernel.most_rows for layer in others if layer is not None]
-    linears.state = "onednn-packed"
-    linears.reason = f"{len(done)} layers, {twice} of them beside a plain weight used elsewhere"
-    if ours:
-        linears.state = ours[0].name  # all of one kind: what the CPU is fast with
-        linears.reason += f"; {len(ours)} {ours[0].description}"
-    if compiled:
-        rows = "few" if max(compiled) < _MANY else "all"
-        linears.reason += f"; {rows} rows of {len(compiled)} by our own code"
 
 
 def _packable(model: nn.Module, *, compile_kernels: bool) -> dict[nn.Module, list[str]]:
@@ -165,10 +119,10 @@ def _other_weights(model: nn.Module, layers: Collection[nn.Module]) -> set[int]:
 
 
 def _packed(
-    name: str, layer: nn.Module, halves: type[HalfLinear] | None, *, compile_kernels: bool
+    name: str, layer: nn.Module, kind: type[SixteenBitLinear] | None, *, compile_kernels: bool
 ) -> PackedLinear:
     """What takes the place of `layer`. Raises ValueError when that computes something else."""
-    ours = _laid_out(layer, halves) if compile_kernels else None
+    ours = _laid_out(layer, kind) if compile_kernels else None
     if ours is not None:
         return ours
     packed = _pack(name, layer)
@@ -177,13 +131,22 @@ def _packed(
     return packed
 
 
-def _laid_out(layer: nn.Module, halves: type[HalfLinear] | None) -> LaidOutLinear | None:
+def _sixteen_bit_kinds(
+    layers: Iterable[nn.Module],
+) -> dict[torch.dtype, type[SixteenBitLinear] | None]:
+    """In which 16 bits, if in any, the layers of each dtype are."""
+    weights = [_weight(layer) for layer in layers]
+    dtypes = {weight.dtype for weight in weights}
+    return {dtype: sixteen_bit_kind([w for w in weights if w.dtype == dtype]) for dtype in dtypes}
+
+
+def _laid_out(layer: nn.Module, kind: type[SixteenBitLinear] | None) -> LaidOutLinear | None:
     """`layer` in a layout of our own, where that is possible and computes the same."""
     bias: Any = layer.bias
     rows = _rows_of(layer)
     ours: LaidOutLinear | None
-    if halves is not None:
-        ours = halves.of(rows, bias)
+    if kind is not None:
+        ours = kind.of(rows, bias)
     else:
         ours = digit_linear(rows, bias) or three_byte_linear(rows, bias)
     return ours if ours is not None and equals(ours, layer, ours, ours.tried_rows) else None
@@ -209,22 +172,7 @@ def _weight(layer: nn.Module) -> Tensor:
 
 def _rows_of(layer: nn.Module) -> Tensor:
     """The layer's weight, `[out_features, in_features]`."""
-    rows = _weight(layer)
-    return rows.t().contiguous() if isinstance(layer, Conv1D) else rows
-
-
-def _replace(
-    model: nn.Module,
-    names: list[str],
-    layer: nn.Module,
-    packed: PackedLinear,
-    others: Collection[int],
-) -> _Replaced:
-    """Put `packed` in `layer`'s places, and take its weight from that."""
-    weight: Any = layer.weight
-    layer.register_parameter("weight", None)
-    _put(model, names, packed)
-    return _Replaced(names, layer, packed, weight if id(weight) in others else None)
+    return rows_of(_weight(layer), layer)
 
 
 def _compile(packed: PackedLinear) -> None:
@@ -235,15 +183,3 @@ def _compile(packed: PackedLinear) -> None:
     counts = [rows for rows in _COMPILED_ROWS if rows <= compiled.kernel.most_rows]
     if equals(compiled, packed, packed, counts):
         packed.compiled = compiled
-
-
-def _unpacked(plain: nn.Module, packed: PackedLinear) -> nn.Parameter:
-    rows = packed.plain_weight()
-    if isinstance(plain, Conv1D):
-        rows = rows.t().contiguous()
-    return nn.Parameter(rows, requires_grad=False)
-
-
-def _put(model: nn.Module, names: Iterable[str], layer: nn.Module) -> None:
-    for name in names:
-        model.set_submodule(name, layer)

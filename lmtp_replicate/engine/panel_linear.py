@@ -16,8 +16,7 @@ _OUTPUTS: Final = 16
 class PanelLinear(LaidOutLinear):
     """`numbers`: `[output / 16, input, 16 weights]`."""
 
-    width: ClassVar[int]
-    """Bytes of a weight."""
+    weight_bytes: ClassVar[int]
     block = _OUTPUTS, 1
     tried_rows = 1, 2, 3, 4, 6, 7, 12, 13, 16, 17, 97
     """The kernel's tiles have up to six or sixteen rows, about the same number in all of them, and
@@ -25,7 +24,7 @@ class PanelLinear(LaidOutLinear):
 
     @classmethod
     def _shape(cls, blocks: int, inputs: int) -> Sequence[int]:
-        return blocks, inputs, _OUTPUTS * cls.width
+        return blocks, inputs, _OUTPUTS * cls.weight_bytes
 
     @staticmethod
     def _row_room(inputs: int) -> int:

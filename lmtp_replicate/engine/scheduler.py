@@ -1,12 +1,13 @@
 """Who is in the next step, and with how many tokens. No torch here.
 
-Every step runs the newest token of each decoding stream and then chunks of prompts, oldest stream
-first, within the room that `Pace` tells. The order of arrival is the guard against starvation:
-nobody overtakes in the queue for pages, the room goes to the oldest first (what a long prompt must
-leave to others goes to short ones behind it), and when pages run out the youngest stream is paused,
-so the oldest always gets on. Of those that arrived together, between two steps, who has least to
-run comes first: all others wait the shorter for it. A stream whose next tokens an older one is
-running too (its leader) runs nothing: it copies them step by step, until it needs others.
+Every step runs the newest token of each decoding stream and then chunks of prompts, within the room
+that `Pace` tells. That goes to those first that arrived first, and of those that arrived between
+the same two steps to who has least to run: all others wait the shorter for it. (What a long prompt
+must leave to others goes to short ones behind it.) The order of arrival is the guard against
+starvation: nobody overtakes in the queue for pages, nobody who came a step later gets room before,
+and when pages run out the youngest stream is paused, so the oldest always gets on. A stream whose
+next tokens an older one is running too (its leader) runs nothing: it copies them step by step,
+until it needs others.
 """
 
 from __future__ import annotations
@@ -222,8 +223,11 @@ class Scheduler:
 
     def _prompts(self) -> list[Stream]:
         """Those whose prompts are to be run, in their order."""
-        prompts = [s for s in self.running if not s.is_decoding and s.leader is None]
-        return sorted(prompts, key=lambda stream: (stream.round, stream.missing))
+        least = {s: s.missing for s in self.running if not s.is_decoding and s.leader is None}
+        for follower in self.running:
+            if follower.leader in least:
+                least[follower.leader] = min(least[follower.leader], follower.missing)
+        return sorted(least, key=lambda stream: (stream.round, least[stream]))
 
     def _chunks(self, prompts: list[Stream], room: Room) -> list[Work]:
         works: list[Work] = []

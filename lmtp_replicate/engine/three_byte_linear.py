@@ -19,17 +19,17 @@ class ThreeByteLinear(WholeLinear, PanelLinear):
 
     name = "three-bytes"
     description = "in whole numbers of three bytes"
-    width = 3
+    weight_bytes = 3
     largest = 0x7FFFFC  # a little more, as divisions round, is still one of three bytes
 
     @classmethod
     def _laid_out(cls, part: Tensor) -> Tensor:
         panels = cls._by_input(part)
-        return panels.view(torch.int8).view(*panels.shape, 4)[..., : cls.width].flatten(2)
+        return panels.view(torch.int8).view(*panels.shape, 4)[..., : cls.weight_bytes].flatten(2)
 
     @classmethod
     def _read(cls, numbers: Tensor) -> Tensor:
-        by_weight = numbers.view(*numbers.shape[:2], -1, cls.width)
+        by_weight = numbers.view(*numbers.shape[:2], -1, cls.weight_bytes)
         wide = torch.zeros(*by_weight.shape[:3], 4, dtype=torch.int8)
         wide[..., 1:] = by_weight  # the upper three of four have the number's sign
         whole = wide.view(torch.int32)[..., 0] >> 8

@@ -23,6 +23,7 @@ from lmtp_replicate.engine.compiled_layers import CompiledLayer
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.protocol.messages import Generate
+from tests.engine.bfloat16 import packs_bfloat16
 from tests.engine.oracle import Oracle
 from tests.engine.running import answers, running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
@@ -128,6 +129,7 @@ def test_other_dtypes_stay_and_compile_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert verdict.layers == ("torch", "only for float32 and bfloat16")
 
 
+@pytest.mark.skipif(not packs_bfloat16(), reason="bfloat16 is not packed on this CPU")
 def test_layers_in_bfloat16_are_taken_over() -> None:
     network = tiny_network("llama").to(torch.bfloat16)
     verdict = prove(network, VOCABULARY, 256)

@@ -24,6 +24,7 @@ from tests.engine.tiny_models import tiny_loaded, tiny_network
 
 pytestmark = pytest.mark.usefixtures("has_compiler", "with_onednn_only")
 
+ROOT = Path(__file__).parents[2]
 AROUND_PANELS = (96, 128, 240, 255, 256, 257, 272, 273, 300, 511, 512, 513, 1280)
 """Numbers of rows where the tiles' kernel goes another way."""
 
@@ -64,12 +65,18 @@ def test_few_rows_equal_onednn(inputs: int, outputs: int, bias: bool) -> None:
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
+def has_bfloat16_products() -> bool:
+    """Whether the CPU has AVX512-BF16."""
+    compiled, _ = kernels(torch.bfloat16)
+    return compiled is not None and compiled.without_tiles is not None
+
+
 def knows_layout() -> bool:
     """Whether it is known how oneDNN lays out bfloat16 on this CPU."""
     compiled, _ = kernels(torch.bfloat16)
     assert compiled is not None
-    has_products = compiled.without_tiles is not None  # those of AVX512-BF16
-    return compiled.has_tiles or (has_products and not cpu_multiplies_matrices_of_bfloat16())
+    has_matrices = cpu_multiplies_matrices_of_bfloat16()
+    return compiled.has_tiles or (has_bfloat16_products() and not has_matrices)
 
 
 @pytest.mark.skipif(not onednn_packs_bfloat16(), reason="oneDNN packs no bfloat16 on this CPU")
@@ -183,15 +190,20 @@ def has_long_vectors() -> bool:
             "-mno-amx-tile -mno-amx-int8",
             marks=pytest.mark.skipif(not has_digits(), reason="this CPU has no AMX"),
         ),
+        pytest.param(
+            "-mno-avx512bf16",
+            marks=pytest.mark.skipif(
+                not has_bfloat16_products(), reason="this CPU has no AVX512-BF16"
+            ),
+        ),
     ],
 )
-def test_weights_of_three_bytes(without: str) -> None:
-    """Its tests, as on a CPU that has AVX2 only, and on one that has AVX-512 but no AMX."""
-    file = Path(__file__).with_name("test_whole_linear.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+def test_layouts_of_our_own(without: str) -> None:
+    """Their tests, as on a CPU that has AVX2 only, on one that has AVX-512 but no AMX, and on one
+    that has AVX-512 but no products of bfloat16."""
+    files = [f"tests/engine/test_{layout}_linear.py" for layout in ("whole", "sixteen_bit")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "CC": f"gcc {without}"}
-    done = subprocess.run(
-        command, cwd=file.parents[2], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout

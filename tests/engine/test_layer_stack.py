@@ -32,6 +32,7 @@ from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.engine.wanted_rows import WantedRows
 from lmtp_replicate.protocol.messages import Generate, Score
+from tests.engine.bfloat16 import packs_bfloat16
 from tests.engine.oracle import Oracle
 from tests.engine.running import answers, running
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
@@ -91,6 +92,8 @@ def stack_of(network: nn.Module) -> LayerStack:
 
 def proved(kind: str, dtype: torch.dtype) -> tuple[Any, CompiledAttention]:
     """A network whose layers have a stack, and its attention; skips where there is none."""
+    if dtype == torch.bfloat16 and not packs_bfloat16():
+        pytest.skip("bfloat16 is not packed on this CPU")
     network = network_of(kind, dtype)
     attention = prove(network, VOCABULARY, 256).attention
     assert attention is not None

@@ -115,6 +115,21 @@ def test_of_prompts_that_arrive_together_the_shortest_comes_first() -> None:
     ]
 
 
+def test_a_leader_comes_when_the_shortest_of_its_followers_would() -> None:
+    """They wait for it only as far as they have the same tokens to run."""
+    run = machine(pages=600, chunk_tokens=50, remembers=True)
+    shared = [*range(100)]
+    leader = generate(0, [*shared, *range(200, 600)], 1)
+    follower = generate(1, [*shared, 900], 1)
+    other = generate(2, range(1000, 1200), 1)
+    for stream in (leader, follower, other):
+        run.scheduler.add(stream)
+    works = [[(work.stream, work.length) for work in run.step().works] for _ in range(4)]
+    assert works[:2] == [[(leader, 50)]] * 2
+    assert works[2] == [(follower, 1), (other, 49)]
+    assert works[3] == [(other, 50)]
+
+
 def test_a_stream_that_was_paused_keeps_its_turn() -> None:
     """Not as if it had just arrived: those that arrive all the time would keep it waiting."""
     run = machine(pages=20, page_tokens=1, chunk_tokens=4)

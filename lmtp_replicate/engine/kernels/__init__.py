@@ -61,8 +61,9 @@ class Kernels:
         self.without_tiles = self._linear("linear", "linear_rows")
         """For weights that oneDNN has laid out. This and the next ones are None where the CPU, or
         the dtype, has none."""
-        self.linear = self._linear("linear_tiles", "tiles_rows") if self.has_tiles else None
-        self.linear = self.linear or self.without_tiles
+        tiles = self._linear("linear_tiles", "tiles_rows") if self.has_tiles else None
+        self.linear = tiles or self.without_tiles
+        """The same, by AMX where it can be used."""
         self.linear_digits = self._linear("linear_digits") if allows_tiles else None
         """In float32 by whole numbers of three digits."""
         self.linear_bytes = self._linear("linear_bytes")

@@ -1,6 +1,6 @@
 /* A linear layer whose weights are bfloat16, where products are float32's: of a model in float32 whose
    weights were saved so, or of one in bfloat16 on a CPU without products of bfloat16. Called by
-   compiled_linear.py and decoder.c; half_linear.py lays out the weights. */
+   compiled_linear.py and decoder.c; sixteen_bit_linear.py lays out the weights. */
 
 #if defined(__FMA__) && !(defined(BFLOAT16) && defined(__AVX512BF16__))
 
@@ -9,11 +9,7 @@
 #define BYTES 2
 #define UNIT 1
 
-typedef uint16_t upper_halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
-
-INLINE vec weights_at(const uint8_t *at) {
-    return (vec)(__builtin_convertvector(*(const upper_halves *)at, ints) << 16);
-}
+INLINE vec weights_at(const uint8_t *at) { return load_upper_halves(at); }
 
 #include "panels.h"
 

@@ -1,5 +1,5 @@
 /* A linear layer in float32 whose weights were saved in float16. Called by compiled_linear.py and
-   decoder.c; half_linear.py lays out the weights. */
+   decoder.c; sixteen_bit_linear.py lays out the weights. */
 
 #if !defined(BFLOAT16) && defined(__FMA__) && defined(__F16C__)
 

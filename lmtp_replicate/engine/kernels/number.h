@@ -15,12 +15,9 @@
 
 typedef uint16_t number; /* the upper half of a float */
 typedef uint16_t halves __attribute__((vector_size(2 * WIDTH)));
-typedef uint16_t unaligned_halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 typedef uint32_t bits __attribute__((vector_size(4 * WIDTH)));
 
-INLINE vec load_numbers(const number *from) {
-    return (vec)(__builtin_convertvector(*(const unaligned_halves *)from, bits) << 16);
-}
+INLINE vec load_numbers(const number *from) { return load_upper_halves(from); }
 /* Rounded to the nearest, of two as near to the even one. What is not a number stays so, since those
    that a CPU makes, and widened ones, have low bits of zero. */
 INLINE void store_numbers(number *to, vec a) {

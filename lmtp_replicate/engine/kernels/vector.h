@@ -22,8 +22,14 @@ typedef float unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_a
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+typedef uint16_t unaligned_halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+
 INLINE vec load(const float *from) { return *(const unaligned *)from; }
 INLINE void store(float *to, vec a) { *(unaligned *)to = a; }
+/* Numbers of which the lower halves are zero and not kept: bfloat16. */
+INLINE vec load_upper_halves(const void *from) {
+    return (vec)(__builtin_convertvector(*(const unaligned_halves *)from, ints) << 16);
+}
 INLINE vec all(float x) { return x - (vec){0}; }
 INLINE vec chosen(ints which, vec yes, vec no) {
     return (vec)(((ints)yes & which) | ((ints)no & ~which));

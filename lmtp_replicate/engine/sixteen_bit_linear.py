@@ -16,17 +16,18 @@ from torch import Tensor
 
 from lmtp_replicate.engine.kernels import Kernels, LinearKernel, kernels
 from lmtp_replicate.engine.panel_linear import PanelLinear
+from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
 
 _AT_ONCE: Final = 1024
-"""Rows of a weight that are looked at together: none is in memory twice as a whole."""
+"""Rows of a weight that are looked at together: a large one is never in memory twice."""
 
 
-class HalfLinear(PanelLinear):
+class SixteenBitLinear(PanelLinear):
     """A weight in 16 bits."""
 
     dtype: ClassVar[torch.dtype]
     """That of the weights in memory."""
-    width = 2
+    weight_bytes = 2
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
@@ -51,11 +52,14 @@ class HalfLinear(PanelLinear):
         # Digits, of more bytes, are multiplied faster where there are many rows.
         if compiled is None or compiled.linear_digits is not None:
             return None
-        return cls._of(compiled)
+        # And so is bfloat16 by oneDNN, even if our compiler does not know how.
+        if dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
+            return None
+        return cls._kernel_of(compiled)
 
     @staticmethod
     @abstractmethod
-    def _of(compiled: Kernels) -> LinearKernel | None:
+    def _kernel_of(compiled: Kernels) -> LinearKernel | None:
         """The kernel for such weights."""
 
     def _part(self, weight: Tensor, outputs: slice) -> Tensor:
@@ -67,10 +71,10 @@ class HalfLinear(PanelLinear):
 
     @classmethod
     def _read(cls, numbers: Tensor) -> Tensor:
-        return cls._by_output(numbers.view(cls.dtype)).float()
+        return cls._by_output(numbers.view(cls.dtype))
 
 
-class BFloat16Linear(HalfLinear):
+class BFloat16Linear(SixteenBitLinear):
     """Multiplied by kernels/linear_bfloat16.c."""
 
     name = "bfloat16-weights"
@@ -78,11 +82,11 @@ class BFloat16Linear(HalfLinear):
     dtype = torch.bfloat16
 
     @staticmethod
-    def _of(compiled: Kernels) -> LinearKernel | None:
+    def _kernel_of(compiled: Kernels) -> LinearKernel | None:
         return compiled.linear_bfloat16
 
 
-class Float16Linear(HalfLinear):
+class Float16Linear(SixteenBitLinear):
     """Multiplied by kernels/linear_float16.c."""
 
     name = "float16-weights"
@@ -90,12 +94,12 @@ class Float16Linear(HalfLinear):
     dtype = torch.float16
 
     @staticmethod
-    def _of(compiled: Kernels) -> LinearKernel | None:
+    def _kernel_of(compiled: Kernels) -> LinearKernel | None:
         return compiled.linear_float16
 
 
-def half_kind(weights: Sequence[Tensor]) -> type[HalfLinear] | None:
-    """The kind that holds all of `weights`: one for a whole model, since layers in one layout can
-    be run by one call."""
+def sixteen_bit_kind(weights: Sequence[Tensor]) -> type[SixteenBitLinear] | None:
+    """The kind that holds all of `weights`: one for all layers of a model in a dtype, since those
+    in one layout can be run by one call."""
     kinds = BFloat16Linear, Float16Linear
     return next((kind for kind in kinds if all(map(kind.holds, weights))), None)
