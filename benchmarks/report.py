@@ -78,10 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(results, options.document)
     print(f"written: {options.document}")
     drawn = [each for each in results if each.comparison == "engine" and each.measurements]
-    for result in _in_order(drawn)[:1]:
+    if drawn:
         path = options.document.with_suffix(".png")
         try:
-            draw(result, path)
+            # That with most peers; max takes the first of equals, the newest in float32.
+            draw(max(_in_order(drawn), key=lambda result: len(result.sides())), path)
         except ImportError:
             print("NO PLOT: matplotlib is missing (pip install 'lmtp-replicate[bench]')")
             return 1
