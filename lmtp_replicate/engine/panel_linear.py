@@ -8,6 +8,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
+from lmtp_replicate.engine.kernels import Kernels, kernels
 from lmtp_replicate.engine.laid_out_linear import LaidOutLinear
 
 _OUTPUTS: Final = 16
@@ -21,6 +22,13 @@ class PanelLinear(LaidOutLinear):
     tried_rows = 1, 2, 3, 4, 6, 7, 12, 13, 16, 17, 97
     """The kernel's tiles have up to six or sixteen rows, about the same number in all of them, and
     its parts 96."""
+
+    @staticmethod
+    def kernels(dtype: torch.dtype) -> Kernels | None:
+        """Those for layers in `dtype`, unless digits, of more bytes than some panels' weights, are
+        multiplied faster where there are many rows."""
+        compiled, _ = kernels(dtype)
+        return None if compiled is None or compiled.linear_digits is not None else compiled
 
     @classmethod
     def _shape(cls, blocks: int, inputs: int) -> Sequence[int]:

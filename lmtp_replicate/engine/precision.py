@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,15 @@ def cpu_multiplies_matrices_of_bfloat16() -> bool:
     return not _cpu_flags().isdisjoint(_OF_MATRICES)
 
 
-def _cpu_flags() -> set[str]:
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """Read once: the list has a line for each of the CPU's threads, and each layer asks."""
     try:
         lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
     except OSError:
-        return set()
+        return frozenset()
     listings = [line for line in lines if line.startswith(("flags", "Features"))]
-    return {flag for listing in listings for flag in listing.partition(":")[2].split()}
+    return frozenset(flag for each in listings for flag in each.partition(":")[2].split())
 
 
 @dataclass(frozen=True, slots=True)

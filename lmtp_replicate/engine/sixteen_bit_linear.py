@@ -14,7 +14,7 @@ from typing import ClassVar, Final, Self
 import torch
 from torch import Tensor
 
-from lmtp_replicate.engine.kernels import Kernels, LinearKernel, kernels
+from lmtp_replicate.engine.kernels import Kernels, LinearKernel
 from lmtp_replicate.engine.panel_linear import PanelLinear
 from lmtp_replicate.engine.precision import cpu_multiplies_bfloat16
 
@@ -48,14 +48,11 @@ class SixteenBitLinear(PanelLinear):
     @classmethod
     def kernel(cls, dtype: torch.dtype) -> LinearKernel | None:
         """For layers whose inputs and outputs are in `dtype`, if it is used for such."""
-        compiled, _ = kernels(dtype)
-        # Digits, of more bytes, are multiplied faster where there are many rows.
-        if compiled is None or compiled.linear_digits is not None:
-            return None
-        # And so is bfloat16 by oneDNN, even if our compiler does not know how.
+        # bfloat16 is multiplied faster by oneDNN then, even if our compiler does not know how.
         if dtype == torch.bfloat16 and cpu_multiplies_bfloat16():
             return None
-        return cls._kernel_of(compiled)
+        compiled = cls.kernels(dtype)
+        return None if compiled is None else cls._kernel_of(compiled)
 
     @staticmethod
     @abstractmethod

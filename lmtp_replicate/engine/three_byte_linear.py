@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.panel_linear import PanelLinear
 from lmtp_replicate.engine.whole_linear import WholeLinear
 
@@ -39,7 +38,5 @@ class ThreeByteLinear(WholeLinear, PanelLinear):
 def three_byte_linear(weight: Tensor, bias: Tensor | None) -> ThreeByteLinear | None:
     """The layer with the plain `weight` `[out_features, in_features]` in float32, if all its
     numbers are finite, and the CPU has AVX2 or AVX-512, but no AMX."""
-    compiled, _ = kernels(weight.dtype)
-    if compiled is None or compiled.linear_digits is not None:
-        return None
-    return ThreeByteLinear.of(weight, bias, compiled.linear_bytes)
+    compiled = ThreeByteLinear.kernels(weight.dtype)
+    return None if compiled is None else ThreeByteLinear.of(weight, bias, compiled.linear_bytes)

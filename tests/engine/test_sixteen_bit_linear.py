@@ -23,7 +23,7 @@ from lmtp_replicate.engine.sixteen_bit_linear import (
 from lmtp_replicate.protocol.messages import Generate, Score
 from tests.engine.oracle import Oracle
 from tests.engine.running import answers, running
-from tests.engine.test_whole_linear import numbers
+from tests.engine.test_whole_linear import in_threads, numbers
 from tests.engine.tiny_models import (
     VOCABULARY,
     network_that_reads_a_weight,
@@ -41,7 +41,7 @@ def has_kernel_for_bfloat16() -> bool:
 def _a_cpu_like_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the CPU has what a compiler was told to leave out is for one test of these only."""
     if has_kernel_for_bfloat16():
-        monkeypatch.setattr(precision, "_cpu_flags", set)
+        monkeypatch.setattr(precision, "_cpu_flags", frozenset)
 
 
 KINDS: dict[str, type[SixteenBitLinear]] = {"bfloat16": BFloat16Linear, "float16": Float16Linear}
@@ -60,15 +60,6 @@ each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def saved(kind: type[SixteenBitLinear], *shape: int, seed: int = 0) -> Tensor:
     """Numbers of a checkpoint of that kind, in float32."""
     return numbers(*shape, seed=seed).to(kind.dtype).float()
-
-
-def in_threads(count: int, layer: SixteenBitLinear, x: Tensor) -> Tensor:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        return layer(x)
-    finally:
-        torch.set_num_threads(before)
 
 
 shapes = given(

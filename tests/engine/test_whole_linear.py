@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from lmtp_replicate.engine.digit_linear import digit_linear
 from lmtp_replicate.engine.kernels import kernels
+from lmtp_replicate.engine.laid_out_linear import LaidOutLinear
 from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.engine.three_byte_linear import three_byte_linear
@@ -51,6 +52,16 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def in_threads(count: int, layer: LaidOutLinear, x: Tensor) -> Tensor:
+    """What `layer` makes of `x` with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return layer(x)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _size(tensor: Tensor) -> Tensor:
     """The root of its mean square."""
     return tensor.double().square().mean().sqrt()
@@ -71,12 +82,7 @@ def test_sums_are_as_exact_as_float32(
 ) -> None:
     weight, x = numbers(outputs, inputs) * size, numbers(rows, inputs, seed=1)
     bias = numbers(outputs, seed=2) * size if has_bias else None
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = layer_of(weight, bias)(x)
-    finally:
-        torch.set_num_threads(before)
+    found = in_threads(threads, layer_of(weight, bias), x)
     expected = linear(x.double(), weight.double(), None if bias is None else bias.double())
     # Of the row's and the output's largest numbers 2^-24 each are lost in every product.
     lost = x.abs().amax(1)[:, None] * weight.abs().amax(1)[None] * 2.0**-22 * inputs**0.5
