@@ -23,6 +23,7 @@ from lmtp_replicate.engine.kernels import ANY_NUMBER, Kernels, kernels
 from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout
 from lmtp_replicate.engine.precision import cpu_multiplies_matrices_of_bfloat16
+from lmtp_replicate.engine.transfer import whole_numbers
 from lmtp_replicate.engine.wanted_rows import WantedRows
 
 _LONGEST_BFLOAT16: Final = 16
@@ -149,8 +150,8 @@ class CompiledStep:
         self._long_places = sum(map(long.room_for, ends)) if long is not None else 0
         """How many our code needs for the long works' keys."""
         self.is_used = False
-        works = [work for group in layout.groups for work in _works(group)]
-        self._works = torch.tensor(works, dtype=torch.int64)
+        works = chain.from_iterable(_works(group) for group in layout.groups)
+        self._works = whole_numbers([*chain.from_iterable(works)]).view(-1, 4)
         self._rows, self._tokens = layout.rows, len(layout.addresses)
 
     def attend(
@@ -180,14 +181,16 @@ class CompiledStep:
         long = self._attention.long
         return not self._long or (long is not None and long.takes(heads, kv_heads, dim))
 
-    def common(self, rotary: Sequence[Tensor], heads: int, kv_heads: int, dim: int) -> Arguments:
+    def common(
+        self, rotary: Sequence[int | None], heads: int, kv_heads: int, dim: int
+    ) -> Arguments:
         """What is the same in all layers of such heads, for works that `takes_all` has taken.
-        `rotary`, which are contiguous, have to be kept for as long."""
+        `rotary`: the addresses of cosines and sines, `[T, dim]`."""
         self.is_used = True
         cosines, sines = rotary
         return Arguments(
-            cosines=cosines.data_ptr(),
-            sines=sines.data_ptr(),
+            cosines=cosines,
+            sines=sines,
             works=self._works.data_ptr(),
             works_count=self._works.shape[0],
             heads=heads,

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +91,10 @@ class LayerStack:
         self._tokens = 0
         """For so many there is room in `_parts`."""
         self.most_tokens = 0
+        self.size = self.head_dim = self.row_room = 0
+        """Numbers of a hidden state, and of a head, and the bytes that a linear layer's kernel
+        needs for a row, where it can run anything."""
+        self._learned = False
         linears = [linear for layer in layers for linear in layer.linears if linear is not None]
         kernels = {linear.kernel for linear in linears}
         shapes = {(layer.head_dim, *_outputs(layer)) for layer in layers}
@@ -101,10 +105,10 @@ class LayerStack:
             self._multiply = ctypes.cast(kernel.function, ctypes.c_void_p)
             ((dim, query, key, value, size, gate, up, _),) = shapes
             self._heads = query // dim, key // dim, dim
-            self._size = size
+            self.size, self.head_dim = size, dim
             self._widths = (query, key, value, query), (gate, up)
             """Numbers of a token in the parts of the room for attention and for what follows it."""
-            self._row_room = max(linear.row_room for linear in linears)
+            self.row_room = max(linear.row_room for linear in linears)
 
     def takes(self, tokens: int, step: CompiledStep) -> bool:
         """Whether it can run all layers over the `tokens` of `step`."""
@@ -114,12 +118,28 @@ class LayerStack:
         """The hidden states that the last layer makes of the first one's, `x` `[1, T, size]`, which
         are lost; if that is the model's last one, of wanted tokens only. `rotary`: cosines and
         sines, `[1, T, head_dim]`."""
-        tokens = x.shape[1]
-        rotary = [tensor.contiguous() for tensor in rotary]
+        cosines, sines = (tensor.contiguous() for tensor in rotary)
+        rotated = cosines.data_ptr(), sines.data_ptr()
+        self.call(self._function, (x.data_ptr(),), x.shape[1], x, rotated, step)
+        step.finished.update(self._layers)
+        return x
+
+    def call(
+        self,
+        function: Any,
+        others: Sequence[object],
+        tokens: int,
+        like: Tensor,
+        rotary: Sequence[int | None],
+        step: CompiledStep,
+    ) -> None:
+        """Call `function` of kernels/decoder.c to run the layers over the `tokens` of `step`, with
+        `others` as its first arguments. `rotary`: the addresses of cosines and sines, if they are
+        known before. `like`: of the hidden states' dtype."""
         if step.store is not self._store():
-            self._look_into(step.store, x)
+            self._look_into(step.store, like)
         if tokens != self._tokens:
-            self._make_room(tokens, x)
+            self._make_room(tokens, like)
         long_keys = step.room_for_long(*self._heads[1:])
         self._room.long_keys = None if long_keys is None else long_keys.data_ptr()
         common = ctypes.byref(step.common(rotary, *self._heads))
@@ -127,11 +147,9 @@ class LayerStack:
         wanted = step.wanted() if self._is_last else None
         only = None if wanted is None else ctypes.byref(wanted.arguments)
         room = ctypes.byref(self._room)
-        self._function(*layers, common, x.data_ptr(), tokens, only, room, self._multiply)
+        function(*others, *layers, common, tokens, only, room, self._multiply)
         if tokens > _MOST_KEPT:
             self._parts, self._tokens = [], 0
-        step.finished.update(self._layers)
-        return x
 
     def _look_into(self, store: KVStore, like: Tensor) -> None:
         """From now on the layers' keys and values, of `like`'s dtype, are in `store`."""
@@ -149,10 +167,10 @@ class LayerStack:
     def _make_room(self, tokens: int, like: Tensor) -> None:
         """From now on steps have so many tokens: those of decode steps are rarely others."""
         self._parts = []  # before there are new ones
-        normed, added = like.new_empty(tokens, self._size), like.new_empty(tokens, self._size)
+        normed, added = like.new_empty(tokens, self.size), like.new_empty(tokens, self.size)
         # What attention needs is no longer needed by what follows it.
         shared = like.new_empty(tokens, max(map(sum, self._widths)))
-        inputs = torch.empty(tokens, self._row_room, dtype=torch.int8)
+        inputs = torch.empty(tokens, self.row_room, dtype=torch.int8)
         self._parts = [normed, added, shared, inputs]
         starts = [start for part in self._widths for start in accumulate(part[:-1], initial=0)]
         within = [shared.data_ptr() + tokens * start * like.itemsize for start in starts]
@@ -162,8 +180,11 @@ class LayerStack:
 
     def _has_learned(self) -> bool:
         """Whether all layers have, and all of them rotate by the same cosines."""
-        learned = [layer.learned for layer in self._layers]
-        return None not in learned and len({each.cosines for each in learned if each}) == 1
+        if not self._learned:  # once they have, they do not learn anew
+            learned = [layer.learned for layer in self._layers]
+            cosines = {each.cosines for each in learned if each}
+            self._learned = None not in learned and len(cosines) == 1
+        return self._learned
 
 
 def _fits(layer: StackedLayer) -> bool:

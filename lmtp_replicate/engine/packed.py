@@ -13,17 +13,22 @@ from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout, lay_out
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.plan import Plan, Work
+from lmtp_replicate.engine.shortcut import Shortcut, whole_forward
 
 
 class PackedModel:
-    """Runs plans on `model`, whose attention it replaces, by `attention` where that can; keys and
-    values lie in `pool`'s pages, for `attention` in those of `Spans`. Raises NotImplementedError
-    when the model's attention cannot be replaced."""
+    """Runs plans on `model`, whose attention it replaces, by `attention` and `shortcut` where these
+    can; keys and values lie in `pool`'s pages, for `attention` in those of `Spans`. Raises
+    NotImplementedError when the model's attention cannot be replaced."""
 
     whole_prompts = False
 
     def __init__(
-        self, model: PreTrainedModel, pool: PagePool, attention: CompiledAttention | None = None
+        self,
+        model: PreTrainedModel,
+        pool: PagePool,
+        attention: CompiledAttention | None = None,
+        shortcut: Shortcut | None = None,
     ) -> None:
         model.set_attn_implementation(PACKED)
         config = model.config.get_text_config()
@@ -34,6 +39,7 @@ class PackedModel:
             raise NotImplementedError("the model's attention is restricted to chunks")
         self._model = model
         self._attention = attention
+        self._shortcut = shortcut
         self.is_compiled = False
         """Whether `attention` has computed anything yet."""
         self.pool = pool
@@ -48,9 +54,12 @@ class PackedModel:
         self.store.change(plan.changes)
         layout = lay_out(plan, self.pool, self.device)
         self.store.extend(layout.end)
+        step = self._step(layout)
+        if self._shortcut is not None and self._shortcut.takes(step, layout):
+            self.is_compiled = True
+            return self._shortcut.run(layout, step)
         # Not every layer type takes an empty batch: a step without rows computes one in vain.
         kept = layout.rows if len(layout.rows) else layout.rows.new_zeros(1)
-        step = self._step(layout)
         logits = self.run(layout.tokens, layout.positions, kept, step)
         self.is_compiled |= isinstance(step, CompiledStep) and step.is_used
         if not len(layout.rows):
@@ -69,12 +78,4 @@ class PackedModel:
     def run(self, tokens: Tensor, positions: Tensor, rows: Tensor | int, step: Step) -> Tensor:
         """One forward over `tokens` at `positions`, both `[1, T]`: the logits of `rows`, or of all
         tokens where it is 0."""
-        output = self._model(
-            input_ids=tokens,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=rows,
-            packed_step=step,
-        )
-        logits: Tensor = output.logits[0]
-        return logits
+        return whole_forward(self._model, tokens, positions, rows, step)

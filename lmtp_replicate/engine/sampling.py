@@ -94,9 +94,13 @@ class Sampler:
         logits = logits[:, : self._vocab_size]
         drawn = [(index, row) for index, row in enumerate(rows) if isinstance(row, Draw)]
         scored = [(index, row) for index, row in enumerate(rows) if isinstance(row, Scored)]
-        chosen = self._choose(_rows(logits, drawn, len(rows)), [row for _, row in drawn])
-        scores = _score(_rows(logits, scored, len(rows)), [row.token for _, row in scored])
-        numbers = iter(torch.cat([chosen, scores]).tolist())
+        parts: list[Tensor] = []
+        if drawn:
+            parts += self._choose(_rows(logits, drawn, len(rows)), [row for _, row in drawn])
+        if scored:
+            tokens = [row.token for _, row in scored]
+            parts.append(_score(_rows(logits, scored, len(rows)), tokens))
+        numbers = iter(_joined(parts))
         outcomes: list[Outcome] = [NothingLeft()] * len(rows)
         choices = _read_choices(numbers, [row for _, row in drawn], logits.shape[1])
         for (index, _), choice in zip(drawn, choices, strict=True):
@@ -105,24 +109,23 @@ class Sampler:
             outcomes[index] = _read_score(numbers, row.token, logits.shape[1])
         return outcomes
 
-    def _choose(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """What `_read_choices` reads, float64 [n]: for each row token, its log probability, best
-        id, its log probability, normaliser; then ids and log probabilities of the rows that want
-        more than the best one."""
-        if not draws:
-            return torch.empty(0, dtype=torch.float64, device=logits.device)
+    def _choose(self, logits: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
+        """What `_read_choices` reads, float64: for each row the best id, its log probability and
+        the normaliser; for those that draw, the token and its log probability; ids and log
+        probabilities of the rows that want more than the best one."""
         processed = self._processed(logits, draws)
-        best, normaliser = self._best(processed)
-        token = best
-        hot = [index for index, row in enumerate(draws) if row.sampling.temperature > 0]
+        best = self._best(processed)
+        parts = [best]
+        hot = _drawing(draws)
         if hot:
             at = to_device(hot, torch.int64, logits.device)
             uniforms = [uniform(draws[index].entropy, draws[index].position) for index in hot]
             drawn = draw(processed[at], [draws[index].sampling for index in hot], uniforms)
-            token = best.index_copy(0, at, drawn)
-        logprobs = processed.gather(1, torch.stack([token, best], 1)) - normaliser.unsqueeze(1)
-        heads = torch.stack([token, logprobs[:, 0], best, logprobs[:, 1], normaliser], 1)
-        return torch.cat([heads.double().flatten(), _top(processed, normaliser, draws)])
+            logprobs = processed[at, drawn] - best[at, 2]
+            parts.append(torch.stack([drawn.double(), logprobs], 1))
+        if _wanting_more(draws):
+            parts.append(_top(processed, best[:, 2], draws))
+        return parts
 
     def _processed(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         """float32 [rows, vocab]: penalties, then bias, then mask; -inf where forbidden."""
@@ -146,34 +149,42 @@ def _rows(logits: Tensor, rows: Sequence[tuple[int, object]], total: int) -> Ten
     return logits[to_device([index for index, _ in rows], torch.int64, logits.device)]
 
 
+def _joined(parts: Sequence[Tensor]) -> list[float]:
+    """All numbers of `parts`, by one transfer."""
+    if len(parts) == 1:
+        return parts[0].flatten().tolist()
+    return torch.cat([part.flatten() for part in parts]).tolist() if parts else []
+
+
+def _drawing(draws: Sequence[Draw]) -> list[int]:
+    """Indices of the rows whose tokens are drawn."""
+    return [index for index, row in enumerate(draws) if row.sampling.temperature > 0]
+
+
 def _wanting_more(draws: Sequence[Draw]) -> list[int]:
     """Indices of the rows whose top log probabilities are not just the best one."""
     return [index for index, row in enumerate(draws) if row.top_logprobs > 1]
 
 
 def _top(processed: Tensor, normaliser: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """float64 [n]: for each row that wants more than the best id, `k` ids, then their log
-    probabilities, where `k` is the largest number any row wants."""
+    """float64 [n, 2 * k]: for each row that wants more than the best id, `k` ids, then their log
+    probabilities, where `k` is the largest number any row wants. `normaliser`: of all rows."""
     wanting = _wanting_more(draws)
-    if not wanting:
-        return torch.empty(0, dtype=torch.float64, device=processed.device)
     count = min(max(draws[index].top_logprobs for index in wanting), processed.shape[1])
     at = to_device(wanting, torch.int64, processed.device)
     values = processed[at]
     ids = best_first(values, count)
     logprobs = values.gather(1, ids) - normaliser[at].unsqueeze(1)
-    return torch.cat([ids.double(), logprobs.double()], 1).flatten()
+    return torch.cat([ids.double(), logprobs], 1)
 
 
 def _score(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """What `_read_score` reads, float64 [2 * rows]: log probability and normaliser of each row."""
-    if not tokens:
-        return torch.empty(0, dtype=torch.float64, device=logits.device)
+    """What `_read_score` reads, float64 [rows, 2]: log probability and normaliser of each row."""
     logits = logits.float()
     inside = [token if 0 <= token < logits.shape[1] else 0 for token in tokens]
     ids = to_device(inside, torch.int64, logits.device).unsqueeze(1)
     normaliser = logits.logsumexp(dim=1, keepdim=True)
-    return torch.cat([logits.gather(1, ids) - normaliser, normaliser], 1).double().flatten()
+    return torch.cat([logits.gather(1, ids) - normaliser, normaliser], 1).double()
 
 
 def _failure(normaliser: float) -> NothingLeft | BrokenLogits | None:
@@ -184,7 +195,8 @@ def _failure(normaliser: float) -> NothingLeft | BrokenLogits | None:
 
 
 def _read_choices(numbers: Iterator[float], draws: Sequence[Draw], width: int) -> list[Outcome]:
-    heads = [tuple(islice(numbers, 5)) for _ in draws]
+    heads = [tuple(islice(numbers, 3)) for _ in draws]
+    drawn = {index: tuple(islice(numbers, 2)) for index in _drawing(draws)}
     wanting = _wanting_more(draws)
     count = min(max((draws[index].top_logprobs for index in wanting), default=0), width)
     more = {
@@ -192,7 +204,8 @@ def _read_choices(numbers: Iterator[float], draws: Sequence[Draw], width: int) -
     }
     outcomes: list[Outcome] = []
     for index, (row, head) in enumerate(zip(draws, heads, strict=True)):
-        token, logprob, best, best_logprob, normaliser = head
+        best, best_logprob, normaliser = head
+        token, logprob = drawn.get(index, (best, best_logprob))
         ids, logprobs = more.get(index, ([best], [best_logprob]))
         top = zip(ids[: row.top_logprobs], logprobs[: row.top_logprobs], strict=True)
         possible = {int(id_): value for id_, value in top if value > -math.inf}

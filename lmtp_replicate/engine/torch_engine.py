@@ -83,7 +83,7 @@ class TorchEngine:
         model: PackedModel | OneByOneModel | DecodeGraphs
         prefix: PrefixIndex = NullPrefixIndex()
         if verdict.path == "packed":
-            packed = PackedModel(loaded.model, pool, verdict.attention)
+            packed = PackedModel(loaded.model, pool, verdict.attention, verdict.shortcut)
             self._store = packed.store
             if loaded.device.type == "cuda":
                 most = min(settings.chunk_tokens, context_length)
@@ -213,6 +213,8 @@ def _card(
             "norms_reason": verdict.norms[1],
             "layers": verdict.layers[0],
             "layers_reason": verdict.layers[1],
+            "forward": verdict.forward[0],
+            "forward_reason": verdict.forward[1],
             "decode": "recorded" if verdict.decode else "run",
             "decode_reason": verdict.decode_reason,
         },

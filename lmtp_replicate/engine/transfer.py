@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def whole_numbers(values: Sequence[int]) -> Tensor:
+    """`values` as int64 `[n]` on the CPU; several times sooner than `torch.tensor` finds out what
+    each of them is."""
+    if not values:  # torch takes no empty buffer
+        return torch.empty(0, dtype=torch.int64)
+    return torch.frombuffer(array("q", values), dtype=torch.int64)
 
 
 def host_tensor(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:

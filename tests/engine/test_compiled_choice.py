@@ -32,10 +32,9 @@ def choice() -> CompiledChoice:
 
 
 def agree(logits: Tensor) -> None:
-    best, logs = choice()(logits)
-    right, expected = best_and_normaliser(logits)
-    assert torch.equal(best, right)
-    torch.testing.assert_close(logs, expected, rtol=1e-6, atol=2e-6)
+    found, expected = choice()(logits), best_and_normaliser(logits)
+    assert torch.equal(found[:, 0], expected[:, 0])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=4e-6, equal_nan=True)
 
 
 @settings(max_examples=300, deadline=None)
@@ -103,5 +102,10 @@ def test_it_is_chosen_where_it_is_compiled() -> None:
 def test_what_does_not_agree_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, _ = kernels(torch.float32)
     assert compiled is not None
-    monkeypatch.setattr(compiled, "choice", lambda *arguments: None)
+    right = compiled.choice
+
+    def of_the_first_half(logits: int, rows: int, count: int, *others: int) -> None:
+        right(logits, rows, count // 2, *others)
+
+    monkeypatch.setattr(compiled, "choice", of_the_first_half)
     assert choice_for(CPU, torch.float32) is best_and_normaliser

@@ -114,14 +114,14 @@ def assert_same(steps: list[Tensor], expected: list[Tensor], dtype: torch.dtype)
 def counted(patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The numbers of tokens of all runs."""
     runs: list[int] = []
-    plain = LayerStack.run
+    plain = LayerStack.call
 
-    def run(self: LayerStack, x: Tensor, *args: Any) -> Tensor:
-        runs.append(x.shape[1])
-        return plain(self, x, *args)
+    def call(self: LayerStack, function: Any, others: Any, tokens: int, *rest: Any) -> None:
+        runs.append(tokens)
+        plain(self, function, others, tokens, *rest)
 
     with patch.context() as patched:
-        patched.setattr(LayerStack, "run", run)
+        patched.setattr(LayerStack, "call", call)
         yield runs
 
 
@@ -293,9 +293,12 @@ def test_layers_that_rotate_by_other_angles_are_run_one_by_one(
     network = network_of("llama")
     verdict = prove(network, VOCABULARY, 256)
     assert verdict.attention is not None
-    stacked = compiled_layers(network)[1].stacked
-    assert stacked.learned is not None
-    stacked.learned = stacked.learned._replace(cosines=1)
+    library, _ = kernels(torch.float32)
+    assert library is not None
+    stacked = [layer.stacked for layer in compiled_layers(network)]
+    assert stacked[1].learned is not None
+    stacked[1].learned = stacked[1].learned._replace(cosines=1)
+    compiled_layers(network)[0].stack = LayerStack(stacked, library, is_last=True)
     with counted(monkeypatch) as runs:
         logits(network, verdict.attention, [3, 1])
     assert runs == []

@@ -50,11 +50,11 @@ class Kernels:
         self.keep = self._function("keep", c_void_p)
         self.attend = self._function("attend", c_void_p)
         self.gate = self._function("gate", *[c_void_p] * 2, c_int64)
-        self.choice = self._function("choice", c_void_p, *[c_int64] * 3, *[c_void_p] * 2)
+        self.choice = self._function("choice", c_void_p, *[c_int64] * 3, c_void_p)
         self.rms_norm = self._function("rms_norm", *[c_void_p] * 4, *[c_int64] * 2, c_float)
-        self.run_layers = self._function(
-            "run_layers", c_void_p, c_int64, *[c_void_p] * 2, c_int64, *[c_void_p] * 3
-        )
+        layers = c_void_p, c_int64, c_void_p, c_int64, *[c_void_p] * 3
+        self.run_layers = self._function("run_layers", c_void_p, *layers)
+        self.run_model = self._function("run_model", *[c_void_p] * 2, *layers)
         allows_tiles = hasattr(library, "lmtp_allow_tiles") and bool(library.lmtp_allow_tiles())
         self.has_tiles = allows_tiles and hasattr(library, "lmtp_linear_tiles")
         """Whether our code in bfloat16 by AMX can be used."""

@@ -45,17 +45,20 @@ static float nothing_in(const float *row, int64_t count) {
     return sum;
 }
 
-/* `logits`: [row][count], rows `stride` numbers apart. Of equal ids the lowest is the best; a row of
-   nothing but -inf has the logarithm -inf. */
-void lmtp_choice(const float *logits, int64_t rows, int64_t count, int64_t stride, int64_t *best,
-                 float *logarithms) {
-#pragma omp parallel for
+/* `logits`: [row][count], rows `stride` numbers apart. `found`: [row][3], the best id, the logarithm of
+   its share, and that of the sum. Of equal ids the lowest is the best; a row of nothing but -inf has
+   the logarithm -inf. */
+void lmtp_choice(const float *logits, int64_t rows, int64_t count, int64_t stride, double *found) {
+#pragma omp parallel for if (rows > 1)
     for (int64_t r = 0; r < rows; r++) {
         const float *row = logits + r * stride, highest = highest_of(row, count);
         int64_t id = 0;
         while (id + 1 < count && row[id] != highest) id++;
-        best[r] = row[id] == highest ? id : 0;
-        logarithms[r] = highest == NOTHING ? nothing_in(row, count)
-                                           : highest + logf(sum_below(row, count, highest));
+        if (row[id] != highest) id = 0;
+        const float logarithm = highest == NOTHING ? nothing_in(row, count)
+                                                   : highest + logf(sum_below(row, count, highest));
+        found[3 * r] = id;
+        found[3 * r + 1] = (double)row[id] - logarithm;
+        found[3 * r + 2] = logarithm;
     }
 }

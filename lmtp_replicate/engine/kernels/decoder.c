@@ -82,10 +82,16 @@ static void keep_keys(const Layer *l, const Step *s, int64_t tokens, const Room 
     lmtp_keep(s);
 }
 
-/* The wanted tokens' rows of `from`, one after another; `to` may be the same. */
+/* The rows of `from` with these `indices`, one after another; `to` may be the same if they ascend. */
+static void take_rows(const int64_t *indices, int64_t count, number *to, const number *from,
+                      int64_t size) {
+    for (int64_t i = 0; i < count; i++)
+        memmove(to + i * size, from + indices[i] * size, size * sizeof *to);
+}
+
+/* The wanted tokens' rows. */
 static void gather(const Wanted *w, number *to, const number *from, int64_t size) {
-    for (int64_t i = 0; i < w->count; i++)
-        memmove(to + i * size, from + w->tokens[i] * size, size * sizeof *to);
+    take_rows(w->tokens, w->count, to, from, size);
 }
 
 static void scatter(const Wanted *w, number *rows, int64_t size) {
@@ -118,7 +124,7 @@ static void run_last(const Layer *l, const Step *common, number *hidden, int64_t
 /* Run `count` layers over `tokens` tokens, whose hidden states are changed. `common`: what is the same
    in all layers' steps. `wanted`: if not null, other tokens' last hidden states need not be right.
    `multiply`: the kernel that has laid out their linear layers' weights. */
-void lmtp_run_layers(const Layer *layers, int64_t count, const Step *common, number *hidden,
+void lmtp_run_layers(number *hidden, const Layer *layers, int64_t count, const Step *common,
                      int64_t tokens, const Wanted *wanted, const Room *room, Multiply *multiply) {
     const int64_t size = layers->down.outputs;
     const number *added = NULL;
@@ -135,4 +141,40 @@ void lmtp_run_layers(const Layer *layers, int64_t count, const Step *common, num
         added = room->added;
     }
     add(hidden, added, tokens * size);
+}
+
+/* What a model has before its layers and behind them. */
+typedef struct {
+    const number *embeddings;      /* [id][size of a hidden state] */
+    const number *cosines, *sines; /* [position][dim] */
+    Norm norm;
+    const Linear *head;
+    Multiply *multiply; /* the kernel that has laid out the head's weight */
+} Ends;
+
+/* The tokens of a step, and room for what it begins with and for what it makes. */
+typedef struct {
+    const int64_t *ids, *positions;
+    const int64_t *rows; /* tokens whose logits are wanted, in any order */
+    int64_t rows_count;
+    number *hidden;          /* [token][size of a hidden state] */
+    number *cosines, *sines; /* [token][dim] */
+    number *logits;          /* [row][id] */
+} Asked;
+
+/* Run a whole model; from `layers` on as above. */
+void lmtp_run_model(const Ends *ends, const Asked *asked, const Layer *layers, int64_t count,
+                    const Step *common, int64_t tokens, const Wanted *wanted, const Room *room,
+                    Multiply *multiply) {
+    const int64_t size = layers->down.outputs, dim = common->dim;
+    take_rows(asked->ids, tokens, asked->hidden, ends->embeddings, size);
+    take_rows(asked->positions, tokens, asked->cosines, ends->cosines, dim);
+    take_rows(asked->positions, tokens, asked->sines, ends->sines, dim);
+    Step step = *common;
+    step.cosines = asked->cosines, step.sines = asked->sines;
+    lmtp_run_layers(asked->hidden, layers, count, &step, tokens, wanted, room, multiply);
+    if (!asked->rows_count) return;
+    take_rows(asked->rows, asked->rows_count, room->added, asked->hidden, size);
+    norm(&ends->norm, room->normed, room->added, NULL, asked->rows_count, size);
+    ends->multiply(ends->head, &asked->logits, 1, room->normed, asked->rows_count, room->inputs);
 }
