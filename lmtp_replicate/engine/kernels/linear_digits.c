@@ -217,8 +217,8 @@ void lmtp_linear_digits(const Linear *layers, float *const *outputs, int64_t cou
             const Product product = {layers + i, outputs[i], room, factors, rows};
             for (int64_t row = 0; row < rows; row += PANEL) {
                 const int64_t end = rows - row < PANEL ? rows : row + PANEL;
-                /* Each thread has the same outputs in all panels, so that nobody has to wait. */
-#pragma omp for schedule(static) nowait
+                /* The last outputs go to the thread that is free: a core may be shared with others. */
+#pragma omp for schedule(guided) nowait
                 for (int64_t from = 0; from < layers[i].outputs; from += OUTPUTS)
                     compute(&product, row, end, from, &configured);
             }
