@@ -1,4 +1,4 @@
-"""The best ids of logits by our own C code (kernels/choice.c), for models on a CPU."""
+"""The best ids of logits and their log probabilities by our own C code (kernels/choice.c), for models on a CPU."""
 
 from __future__ import annotations
 

@@ -24,7 +24,6 @@ from lmtp_replicate.engine.compiled_norms import CompiledNorm
 from lmtp_replicate.engine.kernels import Kernels, kernels
 from lmtp_replicate.engine.layer_stack import LayerStack, Learned, StackedLayer
 from lmtp_replicate.engine.packed_linear import PackedLinear
-from lmtp_replicate.engine.shortcut import Shortcut, shortcut_for
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +44,12 @@ class Layers:
 
     reason: str
     compiled: list[nn.Module] = field(default_factory=list)
-    shortcut: Shortcut | None = None
-    """A way around transformers, if these are all layers and the model has no other parts."""
 
     def restore(self, reason: str) -> None:
         """Have transformers run them again, because of `reason`."""
         for layer in self.compiled:
             del layer.forward
         self.compiled.clear()
-        self.shortcut = None
         self.reason = reason
         logger.warning("The decoder layers are run as transformers runs them: %s.", reason)
 
@@ -66,23 +62,19 @@ class Layers:
             self.reason = "they have attention that ours does not compute"
 
 
-def compile_layers(model: nn.Module, context_length: int) -> Layers:
+def compile_layers(model: nn.Module) -> Layers:
     """Take over the layers of `model` that have Llama's parts, all of them compiled or packed. A
     hook that is put on such a layer later sees the states that the last of those that follow one
-    another has made, of tokens whose logits are wanted."""
+    another has made, of tokens whose logits are wanted; with a `Shortcut` it is not called."""
     candidates = [module for module in model.modules() if _is_candidate(module)]
     if not candidates:
         return Layers("none of Llama's parts, with packed linear layers and compiled norms")
     for layer in candidates:
         layer.forward = CompiledLayer(layer)
-    shortcut = None
     for layers, is_last in _following(model, candidates):
         stacked = [layer.forward.stacked for layer in layers]
-        stack = LayerStack(stacked, _kernels_of(layers[0]), is_last=is_last)
-        layers[0].forward.stack = stack
-        compiled = _kernels_of(layers[0])
-        shortcut = shortcut_for(model, stack, layers, compiled, context_length)
-    return Layers("they agree with transformers' own", candidates, shortcut)
+        layers[0].forward.stack = LayerStack(stacked, _kernels_of(layers[0]), is_last=is_last)
+    return Layers("they agree with transformers' own", candidates)
 
 
 def _following(model: nn.Module, candidates: list[nn.Module]) -> Iterable[tuple[list[Any], bool]]:

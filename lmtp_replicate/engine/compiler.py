@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,14 @@ def find_compiler() -> list[str]:
 
 def _compile(compiler: list[str], sources: Path, scratch: Path) -> Path:
     library = scratch / "library.so"
-    compiled = []
-    for source in sorted(sources.glob("*.c")):
-        compiled.append(str(scratch / f"{source.stem}.o"))
-        _run([*compiler, *_FLAGS, "-c", str(source), "-o", compiled[-1]])
+    files = sorted(sources.glob("*.c"))
+    compiled = [str(scratch / f"{source.stem}.o") for source in files]
+    commands = [
+        [*compiler, *_FLAGS, "-c", str(source), "-o", to]
+        for source, to in zip(files, compiled, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands))
     # Linked without -fopenmp: torch has loaded its own OpenMP already, for all to see. A second one
     # would bring threads of its own, which would fight with torch's for the cores.
     _run([*compiler, "-shared", *compiled, "-o", str(library)])

@@ -95,6 +95,7 @@ class LayerStack:
         """Numbers of a hidden state, and of a head, and the bytes that a linear layer's kernel
         needs for a row, where it can run anything."""
         self._learned = False
+        """Whether all layers have learned, and rotate alike."""
         linears = [linear for layer in layers for linear in layer.linears if linear is not None]
         kernels = {linear.kernel for linear in linears}
         shapes = {(layer.head_dim, *_outputs(layer)) for layer in layers}
@@ -109,6 +110,10 @@ class LayerStack:
             self._widths = (query, key, value, query), (gate, up)
             """Numbers of a token in the parts of the room for attention and for what follows it."""
             self.row_room = max(linear.row_room for linear in linears)
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self._layers)
 
     def takes(self, tokens: int, step: CompiledStep) -> bool:
         """Whether it can run all layers over the `tokens` of `step`."""
@@ -127,15 +132,15 @@ class LayerStack:
     def call(
         self,
         function: Any,
-        others: Sequence[object],
+        first: Sequence[object],
         tokens: int,
         like: Tensor,
         rotary: Sequence[int | None],
         step: CompiledStep,
     ) -> None:
         """Call `function` of kernels/decoder.c to run the layers over the `tokens` of `step`, with
-        `others` as its first arguments. `rotary`: the addresses of cosines and sines, if they are
-        known before. `like`: of the hidden states' dtype."""
+        `first` before the arguments that all its functions have. `rotary`: the addresses of cosines
+        and sines, if they are known before. `like`: of the hidden states' dtype."""
         if step.store is not self._store():
             self._look_into(step.store, like)
         if tokens != self._tokens:
@@ -147,7 +152,7 @@ class LayerStack:
         wanted = step.wanted() if self._is_last else None
         only = None if wanted is None else ctypes.byref(wanted.arguments)
         room = ctypes.byref(self._room)
-        function(*others, *layers, common, tokens, only, room, self._multiply)
+        function(*first, *layers, common, tokens, only, room, self._multiply)
         if tokens > _MOST_KEPT:
             self._parts, self._tokens = [], 0
 
@@ -179,8 +184,8 @@ class LayerStack:
         self._tokens = tokens
 
     def _has_learned(self) -> bool:
-        """Whether all layers have, and all of them rotate by the same cosines."""
-        if not self._learned:  # once they have, they do not learn anew
+        """Whether all layers have, and all of them rotate by the same cosines: then for good."""
+        if not self._learned:
             learned = [layer.learned for layer in self._layers]
             cosines = {each.cosines for each in learned if each}
             self._learned = None not in learned and len(cosines) == 1

@@ -13,7 +13,7 @@ from lmtp_replicate.engine.kv_store import KVStore
 from lmtp_replicate.engine.layout import Layout, lay_out
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.plan import Plan, Work
-from lmtp_replicate.engine.shortcut import Shortcut, whole_forward
+from lmtp_replicate.engine.shortcut import Shortcut
 
 
 class PackedModel:
@@ -56,7 +56,6 @@ class PackedModel:
         self.store.extend(layout.end)
         step = self._step(layout)
         if self._shortcut is not None and self._shortcut.takes(step, layout):
-            self.is_compiled = True
             return self._shortcut.run(layout, step)
         # Not every layer type takes an empty batch: a step without rows computes one in vain.
         kept = layout.rows if len(layout.rows) else layout.rows.new_zeros(1)
@@ -78,4 +77,12 @@ class PackedModel:
     def run(self, tokens: Tensor, positions: Tensor, rows: Tensor | int, step: Step) -> Tensor:
         """One forward over `tokens` at `positions`, both `[1, T]`: the logits of `rows`, or of all
         tokens where it is 0."""
-        return whole_forward(self._model, tokens, positions, rows, step)
+        output = self._model(
+            input_ids=tokens,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=rows,
+            packed_step=step,
+        )
+        logits: Tensor = output.logits[0]
+        return logits

@@ -26,6 +26,7 @@ from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.packed_linears import pack_linears
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.shortcut import Shortcut
+from lmtp_replicate.engine.shortcut_trial import tried_shortcut
 from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.trial import Trial, text_config
 
@@ -43,9 +44,9 @@ def decode_attentions(device: torch.device) -> list[DecodeAttention]:
 class Verdict:
     """How the model is run. `is_cached` matters for the fallback only. `bytes_per_token`: keys
     and values of one token, measured on the packed path, else estimated from the config.
-    `linears`, `norms`, `layers`, `forward`: how these, and the whole, are run, and why. `shortcut`:
-    what runs the whole where transformers does not. `attention`: our own code for it, if
-    that agrees, and `attention_reason` why or why not. `decode`: with which attentions decode steps
+    `linears`, `norms`, `layers`: how these are run, and why. `attention`: our own code for it, if
+    that agrees, and `attention_reason` why or why not; `shortcut` and `forward_reason` likewise for
+    the whole. `decode`: with which attentions decode steps
     may be recorded, if they may, and `decode_reason` why."""
 
     path: str
@@ -56,9 +57,9 @@ class Verdict:
     norms: tuple[str, str] = ("torch", "")
     layers: tuple[str, str] = ("torch", "")
     attention: CompiledAttention | None = None
-    forward: tuple[str, str] = ("transformers", "it is not run packed")
-    shortcut: Shortcut | None = None
     attention_reason: str = ""
+    shortcut: Shortcut | None = None
+    forward_reason: str = "its layers are not compiled"
     decode: tuple[DecodeAttention, ...] = ()
     decode_reason: str = ""
 
@@ -87,7 +88,7 @@ def prove(
             why = "only where a stream's keys lie one after another"
             if kind is Spans:
                 attention, why = compiled_attention_for(model.device, model.dtype)
-            layers = Layers(why) if attention is None else compile_layers(model, context_length)
+            layers = Layers(why) if attention is None else compile_layers(model)
         verdict = _decide(trial, attention, why, layers)
         if not verdict.is_cached and (linears.state != "plain" or norms.compiled):
             # Neither path agrees: perhaps the model reads its layers' weights itself.
@@ -96,6 +97,8 @@ def prove(
             if norms.compiled:
                 norms.restore(f"with compiled ones, {verdict.reason}")
             verdict = _decide(trial, attention, why, layers)
+        if verdict.attention is not None and layers.compiled:
+            verdict = _decide_forward(trial, verdict, verdict.attention, vocab_size, context_length)
         if capture is not None:
             verdict = _decide_recording(trial, verdict, capture)
     logger.info("%s runs %s: %s", type(model).__name__, verdict.path, verdict.reason)
@@ -109,9 +112,7 @@ def prove(
 
 def _decide(trial: Trial, attention: CompiledAttention | None, why: str, layers: Layers) -> Verdict:
     """`attention`: our own, or None because of `why`. `layers` are given back if they differ."""
-    packed, difference = trial.hold(
-        lambda: PackedModel(trial.model, trial.pool, attention, layers.shortcut)
-    )
+    packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool, attention))
     if layers.compiled and difference is not None:
         layers.restore(f"with our own, {difference}")
         packed, difference = trial.hold(lambda: PackedModel(trial.model, trial.pool, attention))
@@ -129,29 +130,29 @@ def _decide(trial: Trial, attention: CompiledAttention | None, why: str, layers:
             attention, why = None, "none of the model's layers has attention that ours computes"
     if packed is None or difference is not None:
         return _fall_back(trial, difference or "")
-    forward = _forward(layers)
     return Verdict(
         "packed",
         "it agrees with the model's own eager forward",
         is_cached=True,
         bytes_per_token=packed.store.bytes_per_token,
-        forward=forward,
-        shortcut=layers.shortcut if forward[0] == "compiled" else None,
         attention=attention,
         attention_reason=why,
     )
 
 
-def _forward(layers: Layers) -> tuple[str, str]:
-    """By whose code the whole model is run, and why."""
-    shortcut = layers.shortcut
-    if not layers.compiled:
-        return "transformers", "its layers are not compiled"
-    if shortcut is None:
-        return "transformers", "it has other parts than Llama's, or some that are not compiled"
-    if not shortcut.agrees:
-        return "transformers", "it does more than its parts do"
-    return "compiled", "it agrees with transformers' forward, bit for bit"
+def _decide_forward(
+    trial: Trial,
+    verdict: Verdict,
+    attention: CompiledAttention,
+    vocab_size: int,
+    context_length: int,
+) -> Verdict:
+    """`verdict` with a shortcut, if there is one that agrees, and why or why not."""
+    tried, failure = trial.attempt(
+        lambda: tried_shortcut(trial.model, attention, vocab_size, context_length)
+    )
+    shortcut, why = tried or (None, failure)
+    return replace(verdict, shortcut=shortcut, forward_reason=why)
 
 
 def _decide_recording(trial: Trial, verdict: Verdict, capture: Capture) -> Verdict:

@@ -114,17 +114,18 @@ class Sampler:
         the normaliser; for those that draw, the token and its log probability; ids and log
         probabilities of the rows that want more than the best one."""
         processed = self._processed(logits, draws)
-        best = self._best(processed)
-        parts = [best]
+        found = self._best(processed)
+        normaliser = found[:, 2]
+        parts = [found]
         hot = _drawing(draws)
         if hot:
             at = to_device(hot, torch.int64, logits.device)
             uniforms = [uniform(draws[index].entropy, draws[index].position) for index in hot]
             drawn = draw(processed[at], [draws[index].sampling for index in hot], uniforms)
-            logprobs = processed[at, drawn] - best[at, 2]
+            logprobs = processed[at, drawn] - normaliser[at]
             parts.append(torch.stack([drawn.double(), logprobs], 1))
         if _wanting_more(draws):
-            parts.append(_top(processed, best[:, 2], draws))
+            parts.append(_top(processed, normaliser, draws))
         return parts
 
     def _processed(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -183,8 +184,8 @@ def _score(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     logits = logits.float()
     inside = [token if 0 <= token < logits.shape[1] else 0 for token in tokens]
     ids = to_device(inside, torch.int64, logits.device).unsqueeze(1)
-    normaliser = logits.logsumexp(dim=1, keepdim=True)
-    return torch.cat([logits.gather(1, ids) - normaliser, normaliser], 1).double()
+    normaliser = logits.logsumexp(dim=1, keepdim=True).double()
+    return torch.cat([logits.gather(1, ids) - normaliser, normaliser], 1)
 
 
 def _failure(normaliser: float) -> NothingLeft | BrokenLogits | None:

@@ -55,6 +55,7 @@ class Tried(Protocol):
 
 
 AnyPath = TypeVar("AnyPath", bound=Tried)
+Made = TypeVar("Made")
 
 
 class Trial:
@@ -86,14 +87,22 @@ class Trial:
         """The path that `make` makes, and how it differs from the references: None if it agrees.
         No path where it could not be made or run at all. With `is_decoded`, the last tokens are run
         in decode steps. The model's own attention is in place again afterwards."""
+        held, failure = self.attempt(lambda: self._held(make(), is_decoded))
+        return held or (None, failure)
+
+    def attempt(self, work: Callable[[], Made]) -> tuple[Made | None, str]:
+        """What `work` makes; or None, and why it failed. The model's own attention is in place
+        again afterwards."""
         try:
-            path = make()
-            return path, self._difference(path, is_decoded)
+            return work(), ""
         except Exception as error:
             logger.debug("A path failed.", exc_info=True)
             return None, f"{type(error).__name__}: {error}"
         finally:
             self._restore()
+
+    def _held(self, path: AnyPath, is_decoded: bool) -> tuple[AnyPath, str | None]:
+        return path, self._difference(path, is_decoded)
 
     def _restore(self) -> None:
         self.model.set_attn_implementation(self._own_attention)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from lmtp_replicate.engine.layout import Layout
 from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.engine.spans import Spans
 from tests.engine.running import running
+from tests.engine.test_compiled_linear import has_long_vectors
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
 CAPACITY = 512
@@ -423,7 +423,7 @@ Case([(1, 50), (1, 60), (1, 70)], 12, 4, 64, None).assert_same(attention)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are flags of an x86 compiler")
+@pytest.mark.skipif(not has_long_vectors(), reason="without AVX-512 all tests are this one")
 def test_shorter_vectors_compute_the_same(compiled: CompiledAttention) -> None:
     """As on a CPU without AVX-512."""
     code = """

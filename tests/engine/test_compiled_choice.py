@@ -32,9 +32,12 @@ def choice() -> CompiledChoice:
 
 
 def agree(logits: Tensor) -> None:
-    found, expected = choice()(logits), best_and_normaliser(logits)
-    assert torch.equal(found[:, 0], expected[:, 0])
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=4e-6, equal_nan=True)
+    (best, logprobs, logs) = choice()(logits).unbind(1)
+    right, _, expected = best_and_normaliser(logits).unbind(1)
+    assert torch.equal(best, right)
+    torch.testing.assert_close(logs, expected, rtol=1e-6, atol=2e-6)
+    highest = logits.gather(1, best.long()[:, None])[:, 0].double()
+    torch.testing.assert_close(logprobs, highest - logs, rtol=0, atol=0, equal_nan=True)
 
 
 @settings(max_examples=300, deadline=None)

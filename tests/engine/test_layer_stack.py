@@ -28,6 +28,7 @@ from lmtp_replicate.engine.packed import PackedModel
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.proof import prove
+from lmtp_replicate.engine.shortcut import Shortcut
 from lmtp_replicate.engine.spans import Spans
 from lmtp_replicate.engine.stream import Stream
 from lmtp_replicate.engine.wanted_rows import WantedRows
@@ -116,9 +117,9 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     runs: list[int] = []
     plain = LayerStack.call
 
-    def call(self: LayerStack, function: Any, others: Any, tokens: int, *rest: Any) -> None:
+    def call(self: LayerStack, function: Any, first: Any, tokens: int, *rest: Any) -> None:
         runs.append(tokens)
-        plain(self, function, others, tokens, *rest)
+        plain(self, function, first, tokens, *rest)
 
     with patch.context() as patched:
         patched.setattr(LayerStack, "call", call)
@@ -143,24 +144,28 @@ def wanted_rows(patch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
 
 
 def logits(
-    network: Any, attention: CompiledAttention, chunks: list[int], prompts: tuple[int, int] = (1, 1)
+    network: Any,
+    attention: CompiledAttention,
+    chunks: list[int],
+    prompts: tuple[int, int] = (1, 1),
+    shortcut: Shortcut | None = None,
 ) -> list[Tensor]:
-    """Of two streams, of which each step runs a chunk each: of all tokens from the prompts' last
-    ones on."""
+    """Of two streams, of which each step runs a chunk each, the second one's first: of all tokens
+    from the prompts' last ones on."""
     ids = torch.randint(
         VOCABULARY, (2, sum(chunks) + 1), generator=torch.Generator().manual_seed(3)
     )
     streams = []
-    pool: PagePool = Spans(64, 16)
+    pool: PagePool = Spans(512, 16)
     for index, (row, prompt) in enumerate(zip(ids.tolist(), prompts, strict=True)):
         op = Score(index, tuple(row[:prompt]), tuple(row[prompt:]))
         streams.append(Stream(op, op.prompt, limit=len(row)))
         streams[-1].place = pool.take(len(row))
-    model = PackedModel(network, pool, attention)
+    model = PackedModel(network, pool, attention, shortcut)
     steps = []
     with torch.inference_mode():
         for size in chunks:
-            works = [Work(stream, stream.cached, size) for stream in streams]
+            works = [Work(stream, stream.cached, size) for stream in reversed(streams)]
             steps.append(model.forward(Plan(works=works)).clone())
             for work in works:
                 work.stream.cached = work.stop

@@ -2,119 +2,148 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
-from lmtp_replicate.engine.packed import PackedModel
-from lmtp_replicate.engine.pages import PagePool
-from lmtp_replicate.engine.plan import Plan, Work
-from lmtp_replicate.engine.proof import Verdict, prove
+from lmtp_replicate.engine.compiled_attention import CompiledAttention
+from lmtp_replicate.engine.proof import prove
 from lmtp_replicate.engine.shortcut import Shortcut
-from lmtp_replicate.engine.spans import Spans
-from lmtp_replicate.engine.stream import Stream
-from lmtp_replicate.protocol.messages import Generate, Score
+from lmtp_replicate.protocol.messages import Generate
 from tests.engine.bfloat16 import packs_bfloat16
 from tests.engine.oracle import Oracle
 from tests.engine.running import answers, running
-from tests.engine.test_layer_stack import KINDS, network_of
+from tests.engine.test_layer_stack import KINDS, logits, network_of, stack_of
 from tests.engine.tiny_models import VOCABULARY, tiny_loaded, tiny_network
 
 pytestmark = pytest.mark.usefixtures("has_compiler")
 
 CONTEXT = 256
+FEW = "its kernels take too few tokens"
+TIED = {"tie_word_embeddings": True}
 
 
-def proved(network: nn.Module, context: int = CONTEXT) -> Verdict:
-    return prove(network, VOCABULARY, context)  # type: ignore[arg-type]
+def proved(network: Any, context: int = CONTEXT) -> tuple[CompiledAttention, Shortcut | None, str]:
+    verdict = prove(network, VOCABULARY, context)
+    assert verdict.path == "packed"
+    assert verdict.attention is not None
+    assert verdict.layers[0] == "compiled"
+    return verdict.attention, verdict.shortcut, verdict.forward_reason
 
 
-def shortcut_of(network: nn.Module, context: int = CONTEXT) -> tuple[Verdict, Shortcut]:
-    """Skips where the CPU has no kernel of ours for such a model."""
-    verdict = proved(network, context)
-    if verdict.forward[1] == "it has other parts than Llama's, or some that are not compiled":
-        pytest.skip("this CPU has no kernel of ours for the head")
-    assert verdict.shortcut is not None
-    assert verdict.forward == ("compiled", "it agrees with transformers' forward, bit for bit")
-    return verdict, verdict.shortcut
+def shortcut_of(network: Any, context: int = CONTEXT) -> tuple[CompiledAttention, Shortcut]:
+    attention, shortcut, why = proved(network, context)
+    if stack_of(network).most_tokens == 0:
+        pytest.skip("this CPU has no kernel of ours for these layers")
+    assert shortcut is not None, why
+    assert why == "it agrees with transformers' forward, bit for bit"
+    return attention, shortcut
 
 
-def logits(
-    network: Any,
-    verdict: Verdict,
-    shortcut: Shortcut | None,
-    chunks: list[int],
-    prompts: tuple[int, int] = (1, 1),
-) -> list[Tensor]:
-    """Of two streams, of which each step runs a chunk each, the second one's first."""
-    random = torch.Generator().manual_seed(3)
-    ids = torch.randint(VOCABULARY, (2, sum(chunks) + 1), generator=random)
-    pool: PagePool = Spans(512, 16)
-    streams = []
-    for index, (row, prompt) in enumerate(zip(ids.tolist(), prompts, strict=True)):
-        op = Score(index, tuple(row[:prompt]), tuple(row[prompt:]))
-        streams.append(Stream(op, op.prompt, limit=len(row)))
-        streams[-1].place = pool.take(len(row))
-    model = PackedModel(network, pool, verdict.attention, shortcut)
-    steps = []
-    with torch.inference_mode():
-        for size in chunks:
-            works = [Work(stream, stream.cached, size) for stream in reversed(streams)]
-            steps.append(model.forward(Plan(works=works)).clone())
-            for work in works:
-                work.stream.cached = work.stop
-    return steps
+@contextmanager
+def counted(patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The numbers of tokens of all steps that shortcuts run."""
+    runs: list[int] = []
+    plain = Shortcut.run
+
+    def run(self: Shortcut, layout: Any, step: Any) -> Tensor:
+        runs.append(len(layout.addresses))
+        return plain(self, layout, step)
+
+    with patch.context() as patched:
+        patched.setattr(Shortcut, "run", run)
+        yield runs
+
+
+def assert_equal(steps: list[Tensor], expected: list[Tensor]) -> None:
+    for found, right in zip(steps, expected, strict=True):
+        assert torch.equal(found, right)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "changed"), [*((kind, {}) for kind in KINDS), ("llama", TIED)], ids=[*KINDS, "tied"]
+)
 @pytest.mark.parametrize("prompts", [(1, 1), (10, 41), (42, 12), (43, 43)])
 def test_the_numbers_are_transformers(
-    kind: str, dtype: torch.dtype, prompts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    changed: dict[str, Any],
+    dtype: torch.dtype,
+    prompts: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Steps of which all, some and no logits are wanted, one of few tokens, one of many."""
     if dtype == torch.bfloat16 and not packs_bfloat16():
         pytest.skip("bfloat16 is not packed on this CPU")
-    network = network_of(kind, dtype)
-    verdict, shortcut = shortcut_of(network)
+    network = network_of(kind, dtype, **changed)
+    attention, shortcut = shortcut_of(network)
     chunks = [1, 30, 1, 9, 1, 1]
-    whole = logits(network, verdict, None, chunks, prompts)
-    monkeypatch.setattr(network, "forward", None)  # from now on nobody calls it
-    for found, right in zip(
-        logits(network, verdict, shortcut, chunks, prompts), whole, strict=True
-    ):
-        assert torch.equal(found, right)
+    right = logits(network, attention, chunks, prompts)
+    with counted(monkeypatch) as runs:
+        assert_equal(logits(network, attention, chunks, prompts, shortcut), right)
+    takes_long = attention.longest >= 30 or attention.long is not None
+    if stack_of(network).most_tokens >= 60 and takes_long:
+        assert runs == [2 * size for size in chunks]
+    assert 2 in runs
 
 
-def test_positions_far_behind_those_of_the_proof() -> None:
+def test_positions_behind_those_of_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And behind those of the first table of angles, and of the second."""
     network = network_of("llama", max_position_embeddings=4096)
-    verdict, shortcut = shortcut_of(network, 4096)
-    chunks = [600, 1, 500, 1, 1200, 1]
-    prompts = 2290, 1100
-    right = logits(network, verdict, None, chunks, prompts)
-    for found, expected in zip(
-        logits(network, verdict, shortcut, chunks, prompts), right, strict=True
-    ):
-        assert torch.equal(found, expected)
+    attention, shortcut = shortcut_of(network, 4096)
+    chunks, prompts = [600, 1, 500, 1, 1200, 1], (2290, 1100)
+    right = logits(network, attention, chunks, prompts)
+    with counted(monkeypatch) as runs:
+        assert_equal(logits(network, attention, chunks, prompts, shortcut), right)
+    assert runs.count(2) == 3
+
+
+class Asked(LlamaRotaryEmbedding):
+    positions: list[int]
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+        self.positions.append(int(position_ids.max()))
+        return super().forward(x, position_ids)
 
 
 def test_no_angles_are_asked_for_beyond_the_context() -> None:
     """There some embeddings change those of all positions."""
     network = network_of("llama", max_position_embeddings=4096)
-    asked: list[int] = []
-    plain = network.model.rotary_emb.forward
-
-    def forward(x: Tensor, position_ids: Tensor) -> Any:
-        asked.append(int(position_ids.max()))
-        return plain(x, position_ids)
-
-    network.model.rotary_emb.forward = forward
-    verdict, shortcut = shortcut_of(network, 1100)
-    logits(network, verdict, shortcut, [600, 499, 1])
+    network.model.rotary_emb.__class__ = Asked
+    network.model.rotary_emb.positions = asked = []
+    attention, shortcut = shortcut_of(network, 1100)
+    logits(network, attention, [600, 499, 1], shortcut=shortcut)
     assert max(asked) == 1099
+
+
+def test_positions_beyond_the_context_are_left_to_transformers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = network_of("llama", max_position_embeddings=4096)
+    attention, shortcut = shortcut_of(network, 64)
+    with counted(monkeypatch) as runs:
+        found = logits(network, attention, [60, 4, 1, 1], shortcut=shortcut)
+    assert runs[-1] == 8
+    assert_equal(found, logits(network, attention, [60, 4, 1, 1]))
+
+
+def test_more_logits_than_the_heads_kernel_computes_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = network_of("llama")
+    attention, shortcut = shortcut_of(network)
+    shortcut._head.kernel = replace(shortcut._head.kernel, most_rows=2)
+    with counted(monkeypatch) as runs:
+        found = logits(network, attention, [2, 1, 2], shortcut=shortcut)
+    assert runs == [2]
+    assert_equal(found, logits(network, attention, [2, 1, 2]))
 
 
 class Scaled(LlamaForCausalLM):
@@ -126,67 +155,98 @@ class Scaled(LlamaForCausalLM):
         return output
 
 
-def test_a_model_that_does_more_is_run_as_before() -> None:
-    network = network_of("llama")
+class Stretched(LlamaModel):
+    """The same, but only where the proof of a path does not come."""
+
+    def forward(self, *args: Any, position_ids: Tensor, **kwargs: Any) -> Any:
+        output = super().forward(*args, position_ids=position_ids, **kwargs)
+        output.last_hidden_state *= 1 + (position_ids[..., None] > 200)
+        return output
+
+
+def scale(network: Any) -> None:
     network.__class__ = Scaled
-    verdict = proved(network)
-    assert verdict.path == "packed"
-    assert verdict.layers[0] == "compiled"
-    assert verdict.forward == ("transformers", "it does more than its parts do")
-    assert verdict.shortcut is None
+
+
+def stretch(network: Any) -> None:
+    network.model.__class__ = Stretched
+
+
+@pytest.mark.parametrize("change", [scale, stretch])
+def test_a_model_that_does_more_is_run_as_before(change: Any) -> None:
+    network = network_of("llama")
+    change(network)
+    _, shortcut, why = proved(network)
+    if why != FEW:
+        assert (shortcut, why) == (None, "it does more than its parts do")
+
+
+class Strict(LlamaRotaryEmbedding):
+    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+        if x.shape[1] != position_ids.shape[1]:
+            raise RuntimeError("as many states as positions")
+        return super().forward(x, position_ids)
+
+
+def test_parts_that_want_more_leave_the_layers_as_they_are() -> None:
+    network = network_of("llama")
+    network.model.rotary_emb.__class__ = Strict
+    _, shortcut, why = proved(network)  # with compiled layers
+    assert (shortcut, why) == (None, "RuntimeError: as many states as positions")
 
 
 @pytest.mark.parametrize(
-    "part", [lambda n: n, lambda n: n.model, lambda n: n.model.norm, lambda n: n.lm_head]
+    "part",
+    [lambda n: n, lambda n: n.model, lambda n: n.model.embed_tokens, lambda n: n.model.rotary_emb],
 )
 def test_hooks_are_called(part: Any) -> None:
-    network = network_of("llama")
-    part(network).register_forward_hook(lambda *call: None)
-    verdict = proved(network)
-    assert verdict.shortcut is None
-    assert verdict.forward[0] == "transformers"
+    network, calls = network_of("llama"), []
+    part(network).register_forward_hook(lambda *call: calls.append(call))
+    attention, shortcut, why = proved(network)
+    assert (shortcut, why) == (None, "it has hooks")
+    calls.clear()
+    logits(network, attention, [3, 1], shortcut=shortcut)
+    assert len(calls) == 2
 
 
-def test_an_embedding_of_another_kind() -> None:
+class Other(nn.Embedding):
     """As Gemma's, which multiplies what it finds."""
 
-    class Other(nn.Embedding):
-        pass
 
-    network = network_of("llama")
+def derive(network: Any) -> None:
     network.model.embed_tokens.__class__ = Other
-    assert proved(network).shortcut is None
 
 
-def test_ids_that_only_the_head_has() -> None:
-    network = network_of("llama")
-    rows = network.model.embed_tokens.weight[:-1].clone()
+def shorten(network: Any) -> None:
+    """Ids that only the head has."""
+    rows = network.model.embed_tokens.weight[:-1].detach().clone()
     network.model.embed_tokens = nn.Embedding.from_pretrained(rows)
-    assert prove(network, VOCABULARY - 1, CONTEXT).shortcut is None
+
+
+@pytest.mark.parametrize("change", [derive, shorten])
+def test_other_embeddings(change: Any) -> None:
+    network = network_of("llama")
+    shortcut_of(network)  # as it is, it has one
+    network = network_of("llama")
+    change(network)
+    verdict = prove(network, VOCABULARY - 1, CONTEXT)
+    why = "its embedding or its head is of another kind or size than ours"
+    assert (verdict.shortcut, verdict.forward_reason) == (None, why)
 
 
 def test_where_layers_are_transformers_so_is_the_forward() -> None:
     verdict = prove(network_of("llama"), VOCABULARY, CONTEXT, compile_kernels=False)
-    assert verdict.forward == ("transformers", "its layers are not compiled")
-    assert verdict.shortcut is None
+    assert (verdict.shortcut, verdict.forward_reason) == (None, "its layers are not compiled")
 
 
-def test_model_info_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[int] = []
-    plain = Shortcut.run
-
-    def run(self: Shortcut, layout: Any, step: Any) -> Tensor:
-        runs.append(len(layout.addresses))
-        return plain(self, layout, step)
-
-    monkeypatch.setattr(Shortcut, "run", run)
-    with running(tiny_loaded("llama")) as engine:
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_model_info_tells(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with counted(monkeypatch) as runs, running(tiny_loaded(kind)) as engine:
         details = engine.info().details
-        if details["forward"] != "compiled":
-            pytest.skip("this CPU has no kernel of ours for the head")
         runs.clear()  # those of the proof
-        judge = Oracle(tiny_network("llama"), tiny_loaded("llama"), 256)
+        judge = Oracle(tiny_network(kind), tiny_loaded(kind), 256)
         for answer in answers(engine, [Generate(1, (1, 2, 3), 5)]):
             judge.check(answer.op, answer.items)
+    assert details["forward"] == ("compiled" if runs else "transformers")
+    if kind == "llama" and details["forward_reason"] != FEW:
         assert runs == [3, 1, 1, 1, 1]
-        assert details["forward_reason"] == "it agrees with transformers' forward, bit for bit"

@@ -1,5 +1,5 @@
-/* The best id of each row of logits, and the logarithm of the sum of their exponentials. Compiled and
-   called by compiled_choice.py.
+/* The best id of each row of logits, its log probability, and the logarithm of the sum of all
+   exponentials. Compiled and called by compiled_choice.py.
 
    torch needs half a dozen operators for both, each of which goes over all rows. */
 

@@ -1,5 +1,5 @@
-/* Decoder layers of Llama's kind, one after another, over the tokens of a step. Called by
-   layer_stack.py.
+/* Decoder layers of Llama's kind, one after another, over the tokens of a step, and models of nothing
+   else. Called by layer_stack.py and shortcut.py.
 
    Seven linear layers, two norms, attention and a gate make a decoder layer. Called from Python one by
    one, they wait for it longer than some of them take, and each meets caches that Python has used. */
