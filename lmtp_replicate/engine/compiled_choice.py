@@ -1,4 +1,5 @@
-"""The best ids of logits and their log probabilities by our own C code (kernels/choice.c), for models on a CPU."""
+"""The best ids of logits, with their log probabilities, by our own C code (kernels/choice.c), for
+models on a CPU."""
 
 from __future__ import annotations
 

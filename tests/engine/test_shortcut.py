@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -139,6 +140,7 @@ def test_more_logits_than_the_heads_kernel_computes_at_once(
 ) -> None:
     network = network_of("llama")
     attention, shortcut = shortcut_of(network)
+    shortcut._head = copy(shortcut._head)  # not the layer's own
     shortcut._head.kernel = replace(shortcut._head.kernel, most_rows=2)
     with counted(monkeypatch) as runs:
         found = logits(network, attention, [2, 1, 2], shortcut=shortcut)
@@ -158,9 +160,10 @@ class Scaled(LlamaForCausalLM):
 class Stretched(LlamaModel):
     """The same, but only where the proof of a path does not come."""
 
-    def forward(self, *args: Any, position_ids: Tensor, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, position_ids: Tensor | None = None, **kwargs: Any) -> Any:
         output = super().forward(*args, position_ids=position_ids, **kwargs)
-        output.last_hidden_state *= 1 + (position_ids[..., None] > 200)
+        if position_ids is not None:
+            output.last_hidden_state *= 1 + (position_ids[..., None] > 200)
         return output
 
 
