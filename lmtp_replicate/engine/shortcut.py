@@ -63,10 +63,14 @@ class _Parts(NamedTuple):
 
 
 class Shortcut:
-    """Runs a model of such `parts`, whose layers are `stack`'s, over positions before
-    `context_length`. Hooks on the model or on any part of it are not called."""
+    """Runs `model`, of such `parts`, whose layers are `stack`'s, over positions before
+    `context_length`. Hooks that are put on the model later keep it from that; those on its parts
+    are not called."""
 
-    def __init__(self, stack: LayerStack, parts: _Parts, context_length: int) -> None:
+    def __init__(
+        self, model: nn.Module, stack: LayerStack, parts: _Parts, context_length: int
+    ) -> None:
+        self._model = model
         self._stack = stack
         self._weight, self._rotary, norm, self._head = parts
         self._context_length = context_length
@@ -87,6 +91,7 @@ class Shortcut:
         """Whether it can run `step`, which has that `layout`."""
         return (
             isinstance(step, CompiledStep)
+            and not _is_watched(self._model)
             and len(layout.rows) <= self._head.kernel.most_rows
             and _end_of(layout) <= self._context_length
             and self._stack.takes(len(layout.addresses), step)
@@ -151,7 +156,7 @@ def shortcut_for(model: nn.Module, context_length: int) -> tuple[Shortcut | None
     if head.compiled is None or not _fit(embedding, norm, head, first.stack):
         return None, "its embedding or its head is of another kind or size than ours"
     parts = _Parts(embedding.weight, body.rotary_emb, norm, head.compiled)
-    return Shortcut(first.stack, parts, context_length), "all its parts are compiled"
+    return Shortcut(model, first.stack, parts, context_length), "all its parts are compiled"
 
 
 def _is_watched(part: Any) -> bool:

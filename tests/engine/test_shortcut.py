@@ -212,6 +212,15 @@ def test_hooks_are_called(part: Any) -> None:
     assert len(calls) == 2
 
 
+def test_hooks_that_come_later_are_called() -> None:
+    network, calls = network_of("llama"), []
+    attention, shortcut = shortcut_of(network)
+    right = logits(network, attention, [3, 1], shortcut=shortcut)
+    network.register_forward_pre_hook(lambda *call: calls.append(call))
+    assert_equal(logits(network, attention, [3, 1], shortcut=shortcut), right)
+    assert len(calls) == 2
+
+
 class Other(nn.Embedding):
     """As Gemma's, which multiplies what it finds."""
 
