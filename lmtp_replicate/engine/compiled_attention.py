@@ -181,9 +181,7 @@ class CompiledStep:
         long = self._attention.long
         return not self._long or (long is not None and long.takes(heads, kv_heads, dim))
 
-    def common(
-        self, rotary: Sequence[int | None], heads: int, kv_heads: int, dim: int
-    ) -> Arguments:
+    def common(self, rotary: Sequence[int], heads: int, kv_heads: int, dim: int) -> Arguments:
         """What is the same in all layers of such heads, for works that `takes_all` has taken.
         `rotary`: the addresses of cosines and sines, `[T, dim]`."""
         self.is_used = True

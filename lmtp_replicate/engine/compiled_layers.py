@@ -21,6 +21,7 @@ from transformers.activations import SiLUActivation
 from lmtp_replicate.engine.attention import Scores, Step
 from lmtp_replicate.engine.compiled_attention import CompiledStep
 from lmtp_replicate.engine.compiled_norms import CompiledNorm
+from lmtp_replicate.engine.hooks import is_watched
 from lmtp_replicate.engine.kernels import Kernels, kernels
 from lmtp_replicate.engine.layer_stack import LayerStack, Learned, StackedLayer
 from lmtp_replicate.engine.packed_linear import PackedLinear
@@ -211,9 +212,7 @@ def _has_parts(layer: nn.Module) -> bool:
 def _is_free(layer: Any) -> bool:
     """Whether nobody else changes, or wants to know, what the layer computes."""
     parts = layer, layer.self_attn, layer.mlp
-    if any("forward" in vars(part) or hasattr(part, "_hf_hook") for part in parts):
-        return False
-    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+    if any(map(is_watched, parts)):
         return False
     # Ministral 3 scales its queries by their positions, beyond those of any trial.
     asked = inspect.signature(type(layer.self_attn).forward).parameters

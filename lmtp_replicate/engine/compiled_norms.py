@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmtp_replicate.engine.hooks import is_watched
 from lmtp_replicate.engine.kernels import DTYPES, Kernels, kernels
 
 logger = logging.getLogger(__name__)
@@ -119,14 +120,13 @@ def is_candidate(module: nn.Module, dtype: torch.dtype, device: str) -> bool:
     weight = getattr(module, "weight", None)
     return (
         type(module).__name__.endswith("RMSNorm")
-        and "forward" not in vars(module)  # nobody else's either
         and isinstance(weight, Tensor)
         and weight.dim() == 1
         and weight.dtype == dtype in DTYPES
         and weight.device.type == device
         and weight.is_contiguous()
         and isinstance(epsilon_of(module), float)
-        and not (module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+        and not is_watched(module)
     )
 
 

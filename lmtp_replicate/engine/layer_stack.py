@@ -135,12 +135,12 @@ class LayerStack:
         first: Sequence[object],
         tokens: int,
         like: Tensor,
-        rotary: Sequence[int | None],
+        rotary: Sequence[int],
         step: CompiledStep,
     ) -> None:
         """Call `function` of kernels/decoder.c to run the layers over the `tokens` of `step`, with
         `first` before the arguments that all its functions have. `rotary`: the addresses of cosines
-        and sines, if they are known before. `like`: of the hidden states' dtype."""
+        and sines. `like`: of the hidden states' dtype."""
         if step.store is not self._store():
             self._look_into(step.store, like)
         if tokens != self._tokens:

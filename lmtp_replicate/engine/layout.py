@@ -24,7 +24,7 @@ from lmtp_replicate.engine.groups import (
 from lmtp_replicate.engine.pages import PagePool
 from lmtp_replicate.engine.plan import Plan, Work
 from lmtp_replicate.engine.spans import Spans
-from lmtp_replicate.engine.transfer import to_device, whole_numbers
+from lmtp_replicate.engine.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,5 @@ def _rows(plan: Plan, works: Sequence[Work]) -> list[int]:
 
 def _sent(numbers: Sequence[Sequence[int]], device: torch.device) -> Sequence[Tensor]:
     """Int64 tensors of `numbers` on `device`, by one transfer."""
-    together = [*chain(*numbers)]
-    is_here = device.type == "cpu"
-    sent = whole_numbers(together) if is_here else to_device(together, torch.int64, device)
+    sent = to_device([*chain(*numbers)], torch.int64, device)
     return torch.split(sent, [len(part) for part in numbers])

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmtp_replicate.engine.compiled_linear import compiled_linear
 from lmtp_replicate.engine.digit_linear import digit_linear
+from lmtp_replicate.engine.hooks import is_hooked
 from lmtp_replicate.engine.laid_out_linear import LaidOutLinear
 from lmtp_replicate.engine.linear_check import TOLERANCES, equals, errors, forget_inputs
 from lmtp_replicate.engine.linears import Linears, rows_of
@@ -80,7 +81,7 @@ def _packable(model: nn.Module, *, compile_kernels: bool) -> dict[nn.Module, lis
     """The layers to pack, and where in the model they stand."""
     layers: dict[nn.Module, list[str]] = {}
     for name, layer in model.named_modules(remove_duplicate=False):
-        if type(layer) in (nn.Linear, Conv1D) and name and not _is_hooked(layer):
+        if type(layer) in (nn.Linear, Conv1D) and name and not is_hooked(layer):
             weight = _weight(layer)
             if weight.device.type == "cpu" and _is_known(weight, compile_kernels=compile_kernels):
                 layers.setdefault(layer, []).append(name)
@@ -101,11 +102,6 @@ def onednn_packs_bfloat16() -> bool:
     """Only with AVX-512 or better."""
     is_supported: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return is_supported is not None and bool(is_supported())
-
-
-def _is_hooked(layer: nn.Module) -> bool:
-    """Whether something wants to know when the layer is called."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook"))
 
 
 def _other_weights(model: nn.Module, layers: Collection[nn.Module]) -> set[int]:

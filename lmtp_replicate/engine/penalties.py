@@ -36,8 +36,8 @@ def penalised(logits: Tensor, rows: Sequence[tuple[int, Sampling, Sequence[int]]
         factors += [sampling.repetition_penalty] * len(counts)
         presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
         offsets += [presence + frequency * n for n in counts.values()]
-    at = to_device([where, ids], torch.int64, logits.device).unbind()
-    factor, offset = to_device([factors, offsets], torch.float64, logits.device)
+    at = to_device([*where, *ids], torch.int64, logits.device).view(2, -1).unbind()
+    factor, offset = to_device([*factors, *offsets], torch.float64, logits.device).view(2, -1)
     before = logits[at].double()
     after = torch.where(before < 0, before * factor, before / factor) - offset
     limit = torch.finfo(torch.float32).max / 4  # differences of such logits are finite too

@@ -19,6 +19,7 @@ from lmtp_replicate.engine.compiled_attention import CompiledStep
 from lmtp_replicate.engine.compiled_layers import CompiledLayer
 from lmtp_replicate.engine.compiled_linear import CompiledLinear, LinearArguments
 from lmtp_replicate.engine.compiled_norms import CompiledNorm, NormArguments
+from lmtp_replicate.engine.hooks import is_watched
 from lmtp_replicate.engine.kernels import kernels
 from lmtp_replicate.engine.layer_stack import LayerStack
 from lmtp_replicate.engine.layout import Layout
@@ -91,7 +92,7 @@ class Shortcut:
         """Whether it can run `step`, which has that `layout`."""
         return (
             isinstance(step, CompiledStep)
-            and not _is_watched(self._model)
+            and not is_watched(self._model)
             and len(layout.rows) <= self._head.kernel.most_rows
             and _end_of(layout) <= self._context_length
             and self._stack.takes(len(layout.addresses), step)
@@ -113,7 +114,7 @@ class Shortcut:
         given = layout.tokens.data_ptr(), layout.positions.data_ptr(), layout.rows.data_ptr()
         asked = _Asked(*given, rows, *room, logits.data_ptr())
         ends = ctypes.byref(self._ends), ctypes.byref(asked)
-        self._stack.call(self._function, ends, tokens, weight, (None, None), step)
+        self._stack.call(self._function, ends, tokens, weight, room[1:], step)
         return logits
 
     def _rotate_until(self, end: int) -> None:
@@ -139,12 +140,10 @@ def shortcut_for(model: nn.Module, context_length: int) -> tuple[Shortcut | None
     """The one for `model`, whose layers have run, or None; and why. Whether it computes the same
     is not known yet."""
     body: Any = getattr(model, "model", None)
-    if {name for name, _ in model.named_children()} != {"model", "lm_head"}:
-        return None, "it has other parts than Llama's"
-    if {name for name, _ in body.named_children()} != _PARTS:
+    if _parts_of(model) != {"model", "lm_head"} or _parts_of(body) != _PARTS:
         return None, "it has other parts than Llama's"
     embedding, norm, head = body.embed_tokens, body.norm.forward, model.lm_head
-    if any(map(_is_watched, (model, body, embedding, body.rotary_emb))):
+    if any(map(is_watched, (model, body, embedding, body.rotary_emb))):
         return None, "it has hooks"
     first = vars(body.layers[0]).get("forward")
     if not isinstance(first, CompiledLayer) or first.stack is None:
@@ -159,10 +158,8 @@ def shortcut_for(model: nn.Module, context_length: int) -> tuple[Shortcut | None
     return Shortcut(model, first.stack, parts, context_length), "all its parts are compiled"
 
 
-def _is_watched(part: Any) -> bool:
-    """Whether somebody else wants to know, or changes, what is run."""
-    hooks = part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook")
-    return bool(hooks) or "forward" in vars(part)
+def _parts_of(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
 
 
 def _fit(embedding: Any, norm: CompiledNorm, head: PackedLinear, stack: LayerStack) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ def host_tensor(values: Sequence[object], dtype: torch.dtype, device: torch.devi
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
 
 
-def to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`values` on `device`. torch keeps the page-locked memory until the copy is done."""
+def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`values` on `device`, `[n]`. torch keeps the page-locked memory until the copy is done."""
+    if device.type == "cpu" and dtype == torch.int64:
+        return whole_numbers(values)
     return host_tensor(values, dtype, device).to(device, non_blocking=True)

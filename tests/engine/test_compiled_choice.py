@@ -32,7 +32,7 @@ def choice() -> CompiledChoice:
 
 
 def agree(logits: Tensor) -> None:
-    (best, logprobs, logs) = choice()(logits).unbind(1)
+    best, logprobs, logs = choice()(logits).unbind(1)
     right, _, expected = best_and_normaliser(logits).unbind(1)
     assert torch.equal(best, right)
     torch.testing.assert_close(logs, expected, rtol=1e-6, atol=2e-6)

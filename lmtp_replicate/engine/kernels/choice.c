@@ -1,7 +1,7 @@
 /* The best id of each row of logits, its log probability, and the logarithm of the sum of all
    exponentials. Compiled and called by compiled_choice.py.
 
-   torch needs half a dozen operators for both, each of which goes over all rows. */
+   torch needs half a dozen operators for that, each of which goes over all rows. */
 
 #include <math.h>
 

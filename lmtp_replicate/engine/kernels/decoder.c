@@ -158,7 +158,7 @@ typedef struct {
     const int64_t *rows; /* tokens whose logits are wanted, in any order */
     int64_t rows_count;
     number *hidden;          /* [token][size of a hidden state] */
-    number *cosines, *sines; /* [token][dim] */
+    number *cosines, *sines; /* [token][dim]; the step's */
     number *logits;          /* [row][id] */
 } Asked;
 
@@ -170,9 +170,7 @@ void lmtp_run_model(const Ends *ends, const Asked *asked, const Layer *layers, i
     take_rows(asked->ids, tokens, asked->hidden, ends->embeddings, size);
     take_rows(asked->positions, tokens, asked->cosines, ends->cosines, dim);
     take_rows(asked->positions, tokens, asked->sines, ends->sines, dim);
-    Step step = *common;
-    step.cosines = asked->cosines, step.sines = asked->sines;
-    lmtp_run_layers(asked->hidden, layers, count, &step, tokens, wanted, room, multiply);
+    lmtp_run_layers(asked->hidden, layers, count, common, tokens, wanted, room, multiply);
     if (!asked->rows_count) return;
     take_rows(asked->rows, asked->rows_count, room->added, asked->hidden, size);
     norm(&ends->norm, room->normed, room->added, NULL, asked->rows_count, size);
