@@ -63,6 +63,11 @@ class CreateLimiter:
         return Create(self, self._last_create, was_delayed)
 
     @property
+    def is_shut(self) -> bool:
+        """Whether a create would be refused right now, as the last refusal has told."""
+        return _now() < self._free_at
+
+    @property
     def is_tight(self) -> bool:
         """Whether a create that is not answered soon may hold up others."""
         return self._unanswered >= self._most_unanswered - 1
@@ -143,6 +148,11 @@ class Create:
         self._is_open = True
         self.was_delayed = was_delayed
         """Whether it had to wait for the limit."""
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it would be refused: another one was, since this one was granted."""
+        return self._limiter.is_shut
 
     def accepted(self, remaining: int | None) -> None:
         """The server has made the prediction; see `CreateLimiter.accepted`."""

@@ -103,6 +103,8 @@ class ReplicatePeer:
 
     async def _create(self, release: Release, create: Create, batch: Batch) -> Prediction | None:
         """As `_begin`."""
+        if create.is_void:
+            raise Throttled
         body = self._body(release, batch)
         api = self._api(batch.entry.count)
         wait = self._seconds_to_wait(batch.ops)

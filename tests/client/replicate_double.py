@@ -44,6 +44,8 @@ class Faults:
 
     refusals: deque[tuple[int, dict[str, str], str]] = field(default_factory=deque)
     """Answers (status, headers, body) to the next creates, instead of creating."""
+    refusals_take: float = 0.0
+    """Seconds."""
     lose_answers: int = 0
     """So many creates are accepted, and their connection then breaks."""
     bytes_per_write: int | None = None
@@ -209,6 +211,7 @@ class ReplicateDouble:
     async def _create(self, request: web.Request) -> web.StreamResponse:
         if self.faults.refusals:
             status, headers, text = self.faults.refusals.popleft()
+            await asyncio.sleep(self.faults.refusals_take)
             return web.Response(status=status, headers=headers, text=text)
         body = await request.json()
         version = body.get("version", self.deployed)

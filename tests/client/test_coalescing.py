@@ -132,10 +132,28 @@ async def test_what_is_asked_for_during_a_refusal_joins(replicate: ReplicateDoub
     replicate.faults.refusals.append((429, {"Retry-After": "3"}, ""))
     client = connect(ENDPOINT)
     first = asyncio.ensure_future(expect(client, 5))
-    await asyncio.to_thread(replicate.wait_for, lambda: creates(replicate) == 1)
+    async with asyncio.timeout(20):
+        while client.stats.retries == 0:  # noqa: ASYNC110 - until it knows of the refusal
+            await asyncio.sleep(0.01)
     await asyncio.gather(first, expect(client, 9), expect(connect(ENDPOINT), 20))
     assert replicate.ops == [["MODEL_INFO", *["GENERATE"] * 3]]
     assert client.stats.creates_delayed == 1
+
+
+async def test_what_waits_for_company_is_not_sent_into_a_refusal(
+    replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its create was granted before the first one's refusal came."""
+    monkeypatch.setattr("lmtp_replicate.client.pace.Pace.window", 2.0)
+    replicate.faults.refusals.append((429, {"Retry-After": "3"}, ""))
+    replicate.faults.refusals_take = 0.5
+    client = connect(ENDPOINT)
+    first = asyncio.ensure_future(expect(client, 5))
+    await asyncio.to_thread(replicate.wait_for, lambda: creates(replicate) == 1)
+    await asyncio.gather(first, expect(client, 9))
+    assert client.stats.creates_delayed == 1
+    assert creates(replicate) == 2
+    assert replicate.ops == [["MODEL_INFO", *["GENERATE"] * 2]]
 
 
 async def test_too_many_bytes_are_several_predictions(
