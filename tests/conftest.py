@@ -1,6 +1,7 @@
 """What every test gets: a home of its own, no network hub, and few threads.
 
-LMQL pickles tokenizers under the user's home, so the real one is never used.
+LMQL pickles tokenizers under the user's home, so the real one is never used. Compiled kernels are
+shared by all processes of a run: compiling them takes many seconds of all cores.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 
-import pytest
 from hypothesis import HealthCheck, settings
 
 HOME = tempfile.mkdtemp(prefix="lmtp-replicate-tests-")
+CACHE = os.environ.setdefault("LMTP_REPLICATE_TESTS_CACHE", f"{HOME}/.cache")
+"""That of the process that began the run, which other processes of it inherit."""
 os.environ |= {
     "HOME": HOME,
+    "XDG_CACHE_HOME": CACHE,
     "HF_HOME": f"{HOME}/huggingface",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -31,7 +33,5 @@ settings.register_profile(
 settings.load_profile("shared-machine")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_home() -> Iterator[None]:
-    yield
+def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)

@@ -7,7 +7,9 @@ which CPU it was made. Where there is no compiler, callers do without.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
@@ -16,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,16 +40,36 @@ def compile_library(sources: Path, definitions: Sequence[str] = ()) -> ctypes.CD
     name = f"{sources.name}-{_fingerprint(sources, compiler)}.so"
     try:
         folder = _cache_folder()
-        if folder is not None and (kept := _loaded(folder / name)) is not None:
-            return kept
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            file = _compile(compiler, sources, Path(scratch))
-            library = ctypes.CDLL(str(file))
-            if folder is not None:
-                file.replace(folder / name)  # at once: others may be looking
-            return library
+        if folder is None:
+            with tempfile.TemporaryDirectory() as scratch:
+                return ctypes.CDLL(str(_compile(compiler, sources, Path(scratch))))
+        return _loaded(folder / name) or _compiled_once(compiler, sources, folder / name)
     except OSError as error:
         raise CompilationError(f"the compiled {sources.name} cannot be loaded: {error}") from error
+
+
+def _compiled_once(compiler: list[str], sources: Path, kept: Path) -> ctypes.CDLL:
+    """The library, also as the file `kept`, which a process that began sooner may have made."""
+    with _alone_in(kept.parent):
+        if (library := _loaded(kept)) is not None:
+            return library
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            file = _compile(compiler, sources, Path(scratch))
+            library = ctypes.CDLL(str(file))
+            file.replace(kept)  # at once: others may be looking
+            return library
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes that compile: all of them at once would take all the longer."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system has locks; then all compile
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # and with it the lock, as when the process ends
 
 
 def _loaded(file: Path) -> ctypes.CDLL | None:

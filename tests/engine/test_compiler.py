@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_it_is_compiled_once_and_kept(
     assert (kept.stat().st_mtime_ns, len(list(cache.iterdir()))) == (made, 1)
     source.write_text("int answer(void) { return 43; }\n")
     assert compile_library(source.parent).answer() == 43
+
+
+def test_who_begins_while_another_compiles_waits_for_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, script = tmp_path / "calls", tmp_path / "cc"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nsleep 0.3\nexec gcc "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    with ThreadPoolExecutor(3) as pool:
+        libraries = list(pool.map(compile_library, [source.parent] * 3))
+    assert [library.answer() for library in libraries] == [42] * 3
+    assert sum(" -c " in call for call in calls.read_text().splitlines()) == 1
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(source: Path, cache: Path) -> None:
