@@ -183,25 +183,27 @@ def has_long_vectors() -> bool:
 
 @pytest.mark.skipif(not has_long_vectors(), reason="this CPU has no AVX-512")
 @pytest.mark.parametrize(
-    "without",
+    ("without", "layouts"),
     [
-        "-mno-avx512f",
+        ("-mno-avx512f", ["whole", "sixteen_bit"]),
         pytest.param(
             "-mno-amx-tile -mno-amx-int8",
+            ["whole", "sixteen_bit"],
             marks=pytest.mark.skipif(not has_digits(), reason="this CPU has no AMX"),
         ),
         pytest.param(
             "-mno-avx512bf16",
+            ["sixteen_bit"],
             marks=pytest.mark.skipif(
                 not has_bfloat16_products(), reason="this CPU has no AVX512-BF16"
             ),
         ),
     ],
 )
-def test_layouts_of_our_own(without: str) -> None:
-    """Their tests, as on a CPU that has AVX2 only, on one that has AVX-512 but no AMX, and on one
-    that has AVX-512 but no products of bfloat16."""
-    files = [f"tests/engine/test_{layout}_linear.py" for layout in ("whole", "sixteen_bit")]
+def test_layouts_of_our_own(without: str, layouts: list[str]) -> None:
+    """Tests of `layouts`, as on a CPU that has AVX2 only, on one that has AVX-512 but no AMX, and
+    on one that has AVX-512 but no products of bfloat16."""
+    files = [f"tests/engine/test_{layout}_linear.py" for layout in layouts]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "CC": f"gcc {without}"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -18,11 +18,23 @@ enum {
     TILE = WIDTH > 8 ? 16 : 6, /* rows times panels whose sums stay in registers */
     ROWS = 96,                 /* which stay in the second cache for all outputs */
     DEPTH = 128,               /* inputs whose weights stay in the first cache, as floats, for all rows */
-    AHEAD = 512 * BYTES,       /* bytes by which memory is asked in advance */
 };
 
 /* Weights are `[output / SIDE][input][SIDE][BYTES]`, the last panel filled up with zeros. A few bytes
    before and behind them may be read too. */
+
+/* Measured on Zen 3 (AVX2), Zen 4 (AVX-512) and, with either, Sapphire Rapids. */
+static int is_intel(void) { return __builtin_cpu_is("intel"); }
+
+/* Bytes by which memory is asked in advance. */
+static int64_t ahead(void) { return (is_intel() ? 1024 : 512) * BYTES; }
+
+/* Panels that are read at once, 1, 2 or 4, for so many rows. Several come from memory sooner than one
+   after the other, but not to Zen 4. */
+static int64_t panels_for(int64_t rows) {
+    const int64_t most = WIDTH > 8 && !is_intel() ? 1 : TILE / rows;
+    return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
 
 /* What a tile does about its weights: read them, read them and keep floats for the next rows, or take
    those. */
@@ -33,6 +45,7 @@ typedef enum { READ, KEEP, TAKE } Mode;
 INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const float *x,
                      const uint8_t *weight, int64_t plane, float *kept, float *to) {
     const int wide = VECTORS * panels;
+    const int64_t asked = ahead();
     vec sums[TILE][VECTORS * TILE] = {0}; /* for these inputs apart: fewer roundings than one for all */
     _Pragma("GCC unroll 2") for (int64_t k = 0; k < inputs; k++) {
         vec w[VECTORS * TILE];
@@ -41,7 +54,7 @@ INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const floa
             float *floats = kept + k * SIDE + v * WIDTH; /* of the only panel */
             w[v] = mode == TAKE ? load(floats) : weights_at(here);
             if (mode == KEEP) store(floats, w[v]);
-            if (mode != TAKE && v % VECTORS == 0) __builtin_prefetch(here + AHEAD);
+            if (mode != TAKE && v % VECTORS == 0) __builtin_prefetch(here + asked);
         }
         UNROLL for (int r = 0; r < rows; r++) {
             const vec input = all(x[k * rows + r]);
@@ -54,10 +67,11 @@ INLINE void add_tile(int rows, int panels, Mode mode, int64_t inputs, const floa
 
 INLINE void add_rows(int64_t rows, int panels, Mode mode, int64_t inputs, const float *x,
                      const uint8_t *weight, int64_t plane, float *kept, float *to) {
-#define ROWS_OF_TILE(rows)                                                    \
-    case rows:                                                                \
-        if ((rows) * panels <= TILE)                                          \
-            add_tile(rows, panels, mode, inputs, x, weight, plane, kept, to); \
+    /* Only what there can be: several tiles have half of the most rows at least. */
+#define ROWS_OF_TILE(rows)                                                           \
+    case rows:                                                                       \
+        if ((rows) * panels <= TILE && (mode == READ || (rows) >= TILE / 2))         \
+            add_tile(rows, panels, mode, inputs, x, weight, plane, kept, to);        \
         break;
 #define FOUR_TILES(rows) \
     ROWS_OF_TILE(rows) ROWS_OF_TILE(rows + 1) ROWS_OF_TILE(rows + 2) ROWS_OF_TILE(rows + 3)
@@ -143,7 +157,7 @@ INLINE void compute(int panels, const Linear *l, number *output, const float *x,
             const float *inputs = x + row * l->inputs + k * count;
             float *to = sums + row * wide;
 #define ADD(mode) add_rows(count, panels, mode, deep, inputs, weight, plane, kept, to)
-            if (tiles == 1) ADD(READ);
+            if (panels > 1 || tiles == 1) ADD(READ);
             else if (t == 0) ADD(KEEP);
             else ADD(TAKE);
 #undef ADD
@@ -152,15 +166,14 @@ INLINE void compute(int panels, const Linear *l, number *output, const float *x,
     put(l, output, rows, from, wide, sums);
 }
 
-/* The same for `panels` of them, a power of two, as far as there are so many. */
+/* The same for `panels_for` so many rows, as far as there are so many. */
 static void compute_some(int64_t panels, const Linear *l, number *output, const float *x, int64_t rows,
                          int64_t from) {
     const int64_t end = from + panels * SIDE;
-    if (end > l->outputs)
-        for (; from < l->outputs; from += SIDE) compute(1, l, output, x, rows, from);
-    else if (panels == 4) compute(4, l, output, x, rows, from);
-    else if (panels == 2) compute(2, l, output, x, rows, from);
-    else compute(1, l, output, x, rows, from);
+    if (panels == 4 && end <= l->outputs) compute(4, l, output, x, rows, from);
+    else if (panels == 2 && end <= l->outputs) compute(2, l, output, x, rows, from);
+    else
+        for (; from < end && from < l->outputs; from += SIDE) compute(1, l, output, x, rows, from);
 }
 
 /* One layer, of rows that lie in tiles. */
@@ -168,8 +181,7 @@ static void multiply(const Linear *l, number *output, const float *x, int64_t ro
     const int64_t parts = parts_of(rows);
     for (int64_t part = 0; part < parts; part++) {
         const int64_t first = rows * part / parts, taken = rows * (part + 1) / parts - first;
-        /* The CPU with AVX2 read several sooner than one after the other, that with AVX-512 one. */
-        const int64_t panels = WIDTH > 8 || taken > 3 ? 1 : taken > 1 ? 2 : 4;
+        const int64_t panels = panels_for(taken);
         /* The last panels go to the thread that is free: a core may be shared with others. */
 #pragma omp for schedule(guided) nowait
         for (int64_t from = 0; from < l->outputs; from += panels * SIDE)
