@@ -36,6 +36,7 @@ class CreateLimiter:
         self.limit: float = MOST_CREATES
         """Creates a minute that are thought to be possible."""
         self._accepted: deque[float] = deque()
+        self._granted = 0
         self._unanswered = 0
         self._remaining = 0
         self._refusals = 0
@@ -58,9 +59,10 @@ class CreateLimiter:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(None if delay == math.inf else delay):
                         await self._answered.wait()
+        self._granted += 1
         self._unanswered += 1
         self._last_create = _now()
-        return Create(self, self._last_create, was_delayed)
+        return Create(self, self._granted, self._last_create, was_delayed)
 
     @property
     def is_shut(self) -> bool:
@@ -106,13 +108,14 @@ class CreateLimiter:
                 delay,
             )
 
-    def accepted(self, remaining: int | None) -> None:
-        """A create was accepted, with that many left right now, if the answer told it."""
+    def accepted(self, remaining: int | None, number: int) -> None:
+        """The create of that `number` was accepted, with so many left then, if the answer told it:
+        others may have taken some of them since, where the answer was waited for."""
         now = _now()
         self._accepted.append(now)
         self._refusals = 0
         if remaining is not None:
-            self._remaining = remaining
+            self._remaining = max(0, remaining - (self._granted - number))
         if self.limit < MOST_CREATES and now > self._last_refusal + MINUTE:
             # What was refused may have been for a passing reason, or another program's doing.
             self.limit, self._last_refusal = min(MOST_CREATES, 2 * self.limit), now
@@ -142,8 +145,11 @@ class CreateLimiter:
 class Create:
     """The right to create one prediction; `end` it in any case."""
 
-    def __init__(self, limiter: CreateLimiter, began: float, was_delayed: bool) -> None:
+    def __init__(
+        self, limiter: CreateLimiter, number: int, began: float, was_delayed: bool
+    ) -> None:
         self._limiter = limiter
+        self._number = number
         self._began = began
         self._is_open = True
         self.was_delayed = was_delayed
@@ -156,7 +162,7 @@ class Create:
 
     def accepted(self, remaining: int | None) -> None:
         """The server has made the prediction; see `CreateLimiter.accepted`."""
-        self._limiter.accepted(remaining)
+        self._limiter.accepted(remaining, self._number)
         self.end()
 
     def refused(self, failure: Failure) -> bool:
@@ -173,7 +179,7 @@ class Create:
 
 
 def remaining_of(headers: Mapping[str, str]) -> int | None:
-    """How many more creates are possible right now, if an answer's headers tell it."""
+    """How many more creates were possible after this one, if an answer's headers tell it."""
     text = headers.get("ratelimit-remaining", "")
     return int(text) if text.isascii() and text.isdigit() else None
 

@@ -24,3 +24,9 @@ def replicate(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicateDouble]:
         monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
         yield double
         close_process_hub()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client waits for the server's last word however long that takes."""
+    monkeypatch.setattr("lmtp_replicate.client.prediction.LAST_WORDS", 20.0)

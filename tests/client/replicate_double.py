@@ -44,8 +44,8 @@ class Faults:
 
     refusals: deque[tuple[int, dict[str, str], str]] = field(default_factory=deque)
     """Answers (status, headers, body) to the next creates, instead of creating."""
-    refusals_take: float = 0.0
-    """Seconds."""
+    refuse: threading.Event = field(default_factory=threading.Event)
+    """Until it is set, refusals are held back; it is, unless a test clears it."""
     lose_answers: int = 0
     """So many creates are accepted, and their connection then breaks."""
     bytes_per_write: int | None = None
@@ -58,6 +58,8 @@ class Faults:
     """Streams bring no output, only `done`."""
     ignore_wait: bool = False
     """`Prefer: wait` is not granted."""
+    hold: float | None = None
+    """Seconds for which creates that are waited for are held, instead of what was asked for."""
     always_processing: bool = False
     """Creates that were waited for hold all output and say `processing`, as recorded."""
     failure: str | None = None
@@ -100,6 +102,7 @@ class ReplicateDouble:
         self.deployed = VERSION
         """What the deployment runs."""
         self.faults = Faults()
+        self.faults.refuse.set()
         self._booted = asyncio.Event()
         self._booted.set()
         self.predictions: list[Prediction] = []
@@ -211,7 +214,7 @@ class ReplicateDouble:
     async def _create(self, request: web.Request) -> web.StreamResponse:
         if self.faults.refusals:
             status, headers, text = self.faults.refusals.popleft()
-            await asyncio.sleep(self.faults.refusals_take)
+            await asyncio.to_thread(self.faults.refuse.wait, 20)
             return web.Response(status=status, headers=headers, text=text)
         body = await request.json()
         version = body.get("version", self.deployed)
@@ -227,7 +230,8 @@ class ReplicateDouble:
         prefer = request.headers.get("Prefer")
         self.prefers.append(prefer)
         if prefer is not None and not self.faults.ignore_wait:
-            return await self._waited(prediction, float(prefer.removeprefix("wait=")))
+            asked = float(prefer.removeprefix("wait="))
+            return await self._waited(prediction, self.faults.hold or asked)
         return web.json_response(self._describe(prediction), status=201)
 
     async def _waited(self, prediction: Prediction, seconds: float) -> web.Response:

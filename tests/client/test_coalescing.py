@@ -14,7 +14,7 @@ from lmtp_replicate.client.hub import Hub, process_hub
 from lmtp_replicate.errors import StreamError
 from lmtp_replicate.protocol.limits import Limits
 from tests.client.replicate_double import ReplicateDouble
-from tests.client.test_replicate import ENDPOINT, creates, expect, quiet, tokens
+from tests.client.test_replicate import ENDPOINT, creates, expect, heard, quiet, tokens, until
 
 
 @contextmanager
@@ -75,6 +75,16 @@ def posts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return wait
 
 
+async def let_pass(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the hub so much time passes at once, as soon as it has nothing to do but wait; and what
+    is then due is done."""
+    loop = process_hub()._loop
+    clock = loop.time
+    await heard()
+    monkeypatch.setattr(loop, "time", lambda: clock() + seconds)
+    await heard()
+
+
 def test_loops_that_ask_at_the_same_time_share_a_prediction(
     replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,15 +112,17 @@ def test_without_coalescing_each_burst_is_a_prediction(
 async def test_while_others_are_in_flight_ops_wait_for_company(
     replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmtp_replicate.client.pace.Pace.window", 1.0)
+    monkeypatch.setattr("lmtp_replicate.client.pace.Pace.window", 10.0)
+    wait = posts(monkeypatch)
     replicate.engine.gate.clear()
     client = connect(ENDPOINT)
     first = asyncio.ensure_future(expect(client, 5))
     await asyncio.to_thread(replicate.wait_for, lambda: bool(replicate.predictions))
     others = []
-    for start in (9, 20, 30):
+    for number, start in enumerate((9, 20, 30), 2):
         others.append(asyncio.ensure_future(expect(client, start)))
-        await asyncio.sleep(0.02)  # a burst of its own
+        await asyncio.to_thread(wait, number)  # a burst of its own
+    await let_pass(11, monkeypatch)
     await asyncio.to_thread(replicate.wait_for, lambda: len(replicate.predictions) > 1)
     replicate.engine.gate.set()
     await asyncio.gather(first, *others)
@@ -127,15 +139,20 @@ async def test_an_idle_endpoint_lets_nothing_wait(
     assert creates(replicate) == 2
 
 
-async def test_what_is_asked_for_during_a_refusal_joins(replicate: ReplicateDouble) -> None:
-    # Longer than a busy machine may take to come back to it, which then would not have to wait.
-    replicate.faults.refusals.append((429, {"Retry-After": "3"}, ""))
+async def test_what_is_asked_for_during_a_refusal_joins(
+    replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = posts(monkeypatch)
+    replicate.faults.refusals.append((429, {"Retry-After": "60"}, ""))
     client = connect(ENDPOINT)
-    first = asyncio.ensure_future(expect(client, 5))
-    async with asyncio.timeout(20):
-        while client.stats.retries == 0:  # noqa: ASYNC110 - until it knows of the refusal
-            await asyncio.sleep(0.01)
-    await asyncio.gather(first, expect(client, 9), expect(connect(ENDPOINT), 20))
+    asking = [asyncio.ensure_future(expect(client, 5))]
+    await until(lambda: client.stats.retries == 1)
+    asking += [
+        asyncio.ensure_future(expect(c, n)) for c, n in ((client, 9), (connect(ENDPOINT), 20))
+    ]
+    await asyncio.to_thread(wait, 2)  # two bursts: these two are of one loop
+    await let_pass(70, monkeypatch)
+    await asyncio.gather(*asking)
     assert replicate.ops == [["MODEL_INFO", *["GENERATE"] * 3]]
     assert client.stats.creates_delayed == 1
 
@@ -144,13 +161,22 @@ async def test_what_waits_for_company_is_not_sent_into_a_refusal(
     replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its create was granted before the first one's refusal came."""
-    monkeypatch.setattr("lmtp_replicate.client.pace.Pace.window", 2.0)
-    replicate.faults.refusals.append((429, {"Retry-After": "3"}, ""))
-    replicate.faults.refusals_take = 0.5
+    monkeypatch.setattr("lmtp_replicate.client.pace.Pace.window", 10.0)
+    wait = posts(monkeypatch)
+    replicate.faults.refusals.append((429, {"Retry-After": "60"}, ""))
+    replicate.faults.refuse.clear()
     client = connect(ENDPOINT)
-    first = asyncio.ensure_future(expect(client, 5))
+    asking = [asyncio.ensure_future(expect(client, 5))]
     await asyncio.to_thread(replicate.wait_for, lambda: creates(replicate) == 1)
-    await asyncio.gather(first, expect(client, 9))
+    asking.append(asyncio.ensure_future(expect(client, 9)))
+    await asyncio.to_thread(wait, 2)
+    await heard()  # its create is granted
+    replicate.faults.refuse.set()
+    await until(lambda: client.stats.retries == 1)
+    await let_pass(11, monkeypatch)
+    assert creates(replicate) == 1
+    await let_pass(70, monkeypatch)
+    await asyncio.gather(*asking)
     assert client.stats.creates_delayed == 1
     assert creates(replicate) == 2
     assert replicate.ops == [["MODEL_INFO", *["GENERATE"] * 2]]

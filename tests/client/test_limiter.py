@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from lmtp_replicate.client import limiter as module
-from lmtp_replicate.client.limiter import CreateLimiter
+from lmtp_replicate.client.limiter import MOST_UNANSWERED, CreateLimiter
 from lmtp_replicate.client.retry import MOST_ATTEMPTS, Failure
 from tests.client.clock import run
 
@@ -113,5 +113,22 @@ def test_answers_that_tell_how_many_are_left_allow_as_many_at_a_time() -> None:
         assert limiter.is_tight
         assert not waiting.done()
         waiting.cancel()
+
+    run(main)
+
+
+def test_how_many_are_left_is_counted_from_the_create_that_was_told() -> None:
+    """Its answer was waited for, and others were accepted meanwhile."""
+
+    async def main() -> None:
+        limiter = CreateLimiter()
+        waited = await limiter.turn()
+        for left in range(29, -1, -1):
+            (await limiter.turn()).accepted(left)
+        waited.accepted(30)
+        for _ in range(MOST_UNANSWERED - 1):
+            assert not limiter.is_tight
+            await limiter.turn()
+        assert limiter.is_tight
 
     run(main)

@@ -16,7 +16,8 @@ from lmtp_replicate.client.memory import VERSION_STANDS, Memory
 from lmtp_replicate.errors import StreamError, TransportError
 from lmtp_replicate.protocol.messages import FinishReason, Generate, Sampling, Score, TokenItem
 from tests.client.replicate_double import ReplicateDouble
-from tests.client.test_replicate import ENDPOINT, quiet
+from tests.client.test_replicate import ENDPOINT, heard, quiet
+from tests.holding import Hold
 from tests.scripted_engine import processed
 
 FLOAT32 = {"dtype": "float32", "quantization": None}
@@ -318,11 +319,13 @@ async def test_each_meets_an_error_of_its_own(replicate: ReplicateDouble, held) 
 
 
 async def test_a_client_that_closes_fails_its_own_reader_alone(replicate: ReplicateDouble) -> None:
-    replicate.engine._step_seconds = 0.01
+    held = Hold(replicate.engine, 15)
     closing, staying = connect(ENDPOINT), connect(ENDPOINT)
     ended, other = (client.generate([5], max_tokens=40) for client in (closing, staying))
     await asyncio.gather(anext(ended), anext(other))
     closing.close()
+    await heard()
+    held.go_on.set()
     with pytest.raises(TransportError, match="the client was closed"):
         await read(ended)
     assert len(await read(other)) == 39

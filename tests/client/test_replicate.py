@@ -8,6 +8,7 @@ import logging
 import math
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -43,16 +44,34 @@ def creates(replicate: ReplicateDouble) -> int:
     return sum(r.startswith("POST") and "cancel" not in r for r in replicate.requests)
 
 
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what nobody tells of."""
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def heard() -> None:
+    """Wait until the hub has done what it can do without waiting."""
+
+    async def settle() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(settle(), process_hub()._loop))
+
+
 async def quiet(replicate: ReplicateDouble) -> None:
     """Wait until neither side has anything left; fails where something stays."""
-    async with asyncio.timeout(20):
-        while process_hub().running or replicate.live or replicate.engine.open_streams:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(
+        lambda: not (process_hub().running or replicate.live or replicate.engine.open_streams)
+    )
 
 
 # The normal case
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_burst_is_one_prediction_and_ops_end_by_themselves(
     replicate: ReplicateDouble,
 ) -> None:
@@ -240,9 +259,13 @@ async def test_chunk_borders_anywhere(replicate: ReplicateDouble, size: int) -> 
 
 async def test_streams_that_end_early_are_resumed(replicate: ReplicateDouble) -> None:
     """From where they ended, and no token is lost or seen twice."""
-    replicate.engine._step_seconds = 0.02
+    replicate.engine.gate.clear()
     replicate.faults.end_stream_after = 1
-    await expect(connect(ENDPOINT), 3, 5)
+    reading = asyncio.ensure_future(expect(connect(ENDPOINT), 3, 5))
+    stream = "GET /streams/prediction0"
+    await asyncio.to_thread(replicate.wait_for, lambda: replicate.requests.count(stream) == 2)
+    replicate.engine.gate.set()
+    await reading
     assert creates(replicate) == 1
     assert replicate.last_event_ids[:2] == [None, "0:0"]
 
@@ -263,6 +286,7 @@ async def _read(stream: object) -> list[int]:
     return [item.token async for item in stream]  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("fault", ["without_stream", "404", "503", "lose_events"])
 async def test_without_a_usable_stream_the_prediction_is_asked(
     replicate: ReplicateDouble, fault: str

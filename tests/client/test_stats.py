@@ -12,7 +12,8 @@ from lmtp_replicate.client import Client, Stats, connect
 from lmtp_replicate.errors import EndpointError
 from lmtp_replicate.serving.websocket_server import WebSocketServer
 from tests.client.replicate_double import PREDICT_TIME, ReplicateDouble
-from tests.client.test_replicate import ENDPOINT, quiet, tokens
+from tests.client.test_replicate import ENDPOINT, heard, quiet, tokens
+from tests.holding import Hold
 from tests.scripted_engine import ScriptedEngine
 
 
@@ -50,18 +51,21 @@ async def test_answers_that_cost_nothing(replicate: ReplicateDouble, before: Sta
 async def test_tokens_for_nobody_are_received_but_not_used(
     replicate: ReplicateDouble, before: Stats
 ) -> None:
-    replicate.engine._step_seconds = 0.002
+    held = Hold(replicate.engine, 22)
     client = connect(ENDPOINT)
     left = client.generate([20], max_tokens=40)
-    reading = asyncio.ensure_future(tokens(client, 2, 50))
+    reading = asyncio.ensure_future(tokens(client, 30, 50))
     await anext(left)
     left.close()
+    await heard()
+    held.go_on.set()
     await reading
     cost = lmtp_replicate.stats() - before
     assert cost.tokens_requested == cost.tokens_received == 90
     assert 51 <= cost.tokens_used < 90
 
 
+@pytest.mark.usefixtures("patient")
 async def test_gpu_seconds_come_with_answers_that_are_asked_for_anyway(
     replicate: ReplicateDouble, before: Stats
 ) -> None:
@@ -85,9 +89,11 @@ async def test_refused_creates_are_retries_and_bytes(
     replicate: ReplicateDouble, before: Stats
 ) -> None:
     await tokens(connect(ENDPOINT), 5)
+    await quiet(replicate)
     once = lmtp_replicate.stats() - before
     replicate.faults.refusals.append((503, {"Retry-After": "0"}, "{}"))
     await tokens(connect(ENDPOINT), 20)
+    await quiet(replicate)
     twice = lmtp_replicate.stats() - before - once
     assert (once.retries, twice.retries, twice.predictions) == (0, 1, 1)
     sent = len(replicate.predictions[1].input["ops_batch_json"])

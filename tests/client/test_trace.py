@@ -104,6 +104,7 @@ async def test_what_was_not_asked_and_what_was_left(replicate: ReplicateDouble, 
     assert lines(path, "prediction_end")[-1]["how"] == "canceled"
 
 
+@pytest.mark.usefixtures("patient")
 async def test_neither_prompts_nor_tokens_nor_secrets_are_written(
     replicate: ReplicateDouble, path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from lmtp_replicate.client.pace import MOST_UNHEARD, Pace
 from lmtp_replicate.errors import PredictionError
 from lmtp_replicate.protocol.messages import Generate, Op, Score
 from tests.client.replicate_double import ReplicateDouble
-from tests.client.test_replicate import ENDPOINT, creates, expect, quiet, tokens
+from tests.client.test_replicate import ENDPOINT, creates, expect, quiet, tokens, until
 
 CREATE = "POST /predictions"
 LOOK_UP = "GET /models/org/model"
@@ -22,6 +22,7 @@ LOOK_UP = "GET /models/org/model"
 async def test_scores_and_single_tokens_take_one_request(
     replicate: ReplicateDouble, status: str
 ) -> None:
+    replicate.faults.hold = 20.0
     replicate.faults.always_processing = status == "processing"
     async with connect(ENDPOINT) as client:
         scores, _ = await asyncio.gather(_read(client.score([5], [9, 7, 8])), expect(client, 20, 1))
@@ -47,8 +48,16 @@ async def test_waiting_can_be_switched_off(replicate: ReplicateDouble) -> None:
 
 
 async def test_a_server_that_does_not_wait_is_not_asked_for_ever(
-    replicate: ReplicateDouble,
+    replicate: ReplicateDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waited = Pace.waited
+
+    def at_once(pace: Pace, asked: int, seconds: float, *, is_answered: bool) -> None:
+        waited(pace, asked, 0.0, is_answered=is_answered)
+
+    # However long this machine takes.
+    monkeypatch.setattr(Pace, "waited", at_once)
+    monkeypatch.setattr(Pace, "began", lambda pace, seconds: None)
     replicate.faults.ignore_wait = True
     replicate.engine._step_seconds = 0.02  # so that the create never holds the answer
     client = connect(ENDPOINT)
@@ -64,7 +73,7 @@ async def test_an_answer_that_is_late_is_streamed(replicate: ReplicateDouble) ->
     reading = asyncio.ensure_future(expect(client, 5, 1))
     stream = "GET /streams/prediction0"
     await asyncio.to_thread(replicate.wait_for, lambda: stream in replicate.requests)
-    assert client.known_model_info is not None
+    await until(lambda: client.known_model_info is not None)
     replicate.engine.gate.set()
     await reading
     assert creates(replicate) == 1
@@ -83,6 +92,7 @@ async def test_what_is_left_while_it_is_waited_for_is_cancelled(
 
 
 async def test_a_prediction_that_fails_while_it_is_waited_for(replicate: ReplicateDouble) -> None:
+    replicate.faults.hold = 20.0
     replicate.faults.failure = "the GPU caught fire"
     with pytest.raises(PredictionError, match="the GPU caught fire"):
         await tokens(connect(ENDPOINT), 5, 1)

@@ -13,7 +13,7 @@ from benchmarks.traffic import DELAYS
 from lmtp_replicate.client.hub import close_process_hub
 from tests.gateway_thread import GatewayThread
 
-SLOW_STEP = 0.01
+SLOW_STEP = 0.05
 """Seconds of a step of the model `slow`; the model `rote` is as fast as it can be, and `published`
 as slow as in the published comparison."""
 

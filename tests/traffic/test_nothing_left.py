@@ -21,7 +21,7 @@ from tests.gateway_thread import GatewayThread
 from tests.traffic.asking import PATIENCE, ask, model
 
 MANY = 199
-"""Tokens that the mission's query asks for, and the slow model makes in two seconds."""
+"""Tokens that the mission's query asks for, and the slow model makes in ten seconds."""
 FEW = 100
 FIVE = (
     *(f'argmax "The sky{mark}[X]" where len(TOKENS(X)) < 4' for mark in (" is", "?", "!")),
@@ -36,12 +36,15 @@ class Journal:
 
     def __init__(self, work: Path) -> None:
         self._file = work / JOURNAL
-        self._start = self._file.stat().st_size if self._file.exists() else 0
+        self._start = 0
+        self.wait_until_idle()  # an earlier query's cancels may still be on their way
+        self._start = len(self._text())
 
     def lines(self) -> list[str]:
-        if not self._file.exists():
-            return []
-        return self._file.read_text()[self._start :].splitlines()
+        return self._text()[self._start :].splitlines()
+
+    def _text(self) -> str:
+        return self._file.read_text() if self._file.exists() else ""
 
     @property
     def begun(self) -> int:
