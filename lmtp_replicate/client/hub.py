@@ -47,6 +47,9 @@ class Hub:
         self._peers: dict[Hashable, Peer] = {}
         self._session: aiohttp.ClientSession | None = None
         self._disowned = False
+        self._is_over = False
+        self._gate = threading.RLock()
+        """Held while the loop is given something to do, and while it ends."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="lmtp-replicate-hub", daemon=True)
         self._thread.start()
@@ -85,18 +88,30 @@ class Hub:
 
     def post(self, peer: Peer, calls: Sequence[Call]) -> None:
         """Have `calls` answered by `peer`, together."""
-        self._loop.call_soon_threadsafe(self._start, peer, calls)
+        if not self._tell(self._start, peer, calls):
+            _refuse(calls)
 
     def leave(self, stream_id: int) -> None:
         """The stream's reader is gone."""
         if not self._disowned:
-            self._loop.call_soon_threadsafe(self._leave, stream_id)
+            self._tell(self._leave, stream_id)
+
+    def _tell(self, function: Callable[..., None], *arguments: object) -> bool:
+        """Have the hub's thread call `function`; False when it has ended."""
+        with self._gate:
+            if self._loop.is_closed():
+                return False
+            self._loop.call_soon_threadsafe(function, *arguments)
+            return True
 
     def disown(self) -> None:
         """This process is a fork and the hub is its parent's: never touch its loop again."""
         self._disowned = True
 
     def _start(self, peer: Peer, calls: Sequence[Call]) -> None:
+        if self._is_over:
+            _refuse(calls)
+            return
         wanted = [call for call in calls if not call.channel.is_abandoned]
         wanted = self._ledger.asked(peer.label, peer.tally, wanted)
         self._send(peer, self._sparing.unanswered(peer, wanted))
@@ -124,8 +139,9 @@ class Hub:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+        with self._gate:  # what it was told before is still done
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
 
     def close(self) -> None:
         """Cancel what runs, tell its readers, and end the thread."""
@@ -140,9 +156,10 @@ class Hub:
         self._thread.join(timeout=1)
 
     async def _farewell(self) -> None:
+        self._is_over = True
         tasks = set[asyncio.Task[None]]()
         for queue in self._queues.values():
-            queue.drop(TransportError("the client was closed while the stream was open"))
+            queue.drop(_closed())
             tasks |= queue.tasks
         if tasks:
             await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
@@ -151,6 +168,16 @@ class Hub:
         if self._session is not None:
             await self._session.close()
         self._ledger.close()
+
+
+def _refuse(calls: Sequence[Call]) -> None:
+    """They were asked of a hub that is being closed, or was."""
+    for call in calls:
+        call.channel.put([_closed()])  # each reader raises its own, with its traceback
+
+
+def _closed() -> TransportError:
+    return TransportError("the client was closed while the stream was open")
 
 
 class _Process:

@@ -202,3 +202,22 @@ def test_threads_and_tasks_stay_flat(replicate: ReplicateDouble) -> None:
     assert threading.active_count() == before
     assert len(asyncio.all_tasks(hub._loop)) == 0
     assert not hub.running
+
+
+async def test_what_is_asked_while_the_hub_ends_fails(replicate: ReplicateDouble) -> None:
+    """Its loop may be closed before the burst leaves, or it has only said farewell."""
+    hub = process_hub()
+    client = connect(ENDPOINT)
+    reading = asyncio.ensure_future(tokens(client, 2))
+    await asyncio.sleep(0)  # it has asked
+    close_process_hub()
+    with pytest.raises(TransportError, match="the client was closed"):
+        await asyncio.wait_for(reading, 20)
+    hub.leave(1)  # a stream of another thread
+
+    hub = process_hub()
+    client = connect(ENDPOINT)
+    asyncio.run_coroutine_threadsafe(hub._farewell(), hub._loop).result(20)
+    with pytest.raises(TransportError, match="the client was closed"):
+        await asyncio.wait_for(tokens(client, 2), 20)
+    assert not replicate.requests
