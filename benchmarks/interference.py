@@ -13,6 +13,7 @@ from statistics import median
 from benchmarks.command import Command
 from benchmarks.model import Shape
 from benchmarks.rounds import Rounds
+from benchmarks.sides.side import SideError
 from benchmarks.sides.websocket import WebSocketSide
 from benchmarks.statistics import percentile
 from benchmarks.tables import plain_table
@@ -80,6 +81,8 @@ class Interference:
             Request(source.tokens(sizes.long), 1),
         )
         beside = _gaps_between(traces, op.submitted, op.times[0])
+        if not beside:
+            raise SideError("the running streams had ended when the long prompt came")
         alone = [gap for trace in calm.traces for gap in trace.gaps[sizes.settled :]]
         return {
             "itl_p95_alone_s": percentile(alone, 0.95),
@@ -134,7 +137,7 @@ async def compare(command: Command, work: Interference, cases: Sequence[str]) ->
 def main(arguments: Sequence[str] | None = None) -> int:
     command = Command("interference", __doc__, SIDES)
     options = command.read(arguments)
-    sizes = Sizes(16, 24, 8, 2, 48, 256) if options.quick else Sizes()
+    sizes = Sizes(16, 24, 8, 2, 600, 256) if options.quick else Sizes()
     cases = [ARRIVAL, LONG_PROMPT]
     return asyncio.run(compare(command, Interference(command.shape, sizes), cases))
 

@@ -49,7 +49,7 @@ class Faults:
         if self.creates_per_minute is None:
             return {"ratelimit-remaining": "599", "ratelimit-reset": "1"}  # as recorded there
         left = max(0, self.creates_per_minute - len(self._creates))
-        return {"ratelimit-remaining": str(left), "ratelimit-reset": str(self._reset())}
+        return _limit_headers(left, self._reset())
 
     def _limit(self) -> None:
         if self.creates_per_minute is None:
@@ -64,7 +64,7 @@ class Faults:
                 f"{self.creates_per_minute} requests per minute. Your rate limit resets in "
                 f"~{wait}s.",
                 retry_after=wait,
-                headers=self.limit_headers(),
+                headers=_limit_headers(0, wait),
             )
         self._creates.append(now)
 
@@ -73,3 +73,7 @@ class Faults:
         if not self._creates:
             return 1
         return math.ceil(self._creates[0] + self.minute - time.monotonic())
+
+
+def _limit_headers(left: int, reset: int) -> dict[str, str]:
+    return {"ratelimit-remaining": str(left), "ratelimit-reset": str(reset)}

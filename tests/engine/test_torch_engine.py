@@ -282,12 +282,18 @@ def test_a_step_without_memory_ends_its_streams_and_no_others(
 
 def test_close_fails_open_streams_and_is_idempotent() -> None:
     with running(tiny_loaded("llama")) as engine:
-        started = threading.Event()
+        started, closes = threading.Event(), threading.Event()
         answer = Answer(Generate(0, (3,), **LONG))
-        answer.after[1] = started.set
+        answer.after[1] = lambda: started.set() or closes.wait(PATIENCE)
         engine.submit(answer.op, answer)
         assert started.wait(PATIENCE)
-        engine.close()
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        while engine.failure is None:
+            closing.join(0.001)
+        closes.set()
+        closing.join(PATIENCE)
+        assert not closing.is_alive()
         engine.close()
         assert answer.error == "the engine was closed"
         assert submit(engine, Generate(1, (3,), 1)).error == "the engine was closed"

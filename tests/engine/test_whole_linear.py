@@ -96,7 +96,7 @@ def test_sums_are_as_exact_as_float32(
     rounded += 2.0**-24 * (7 * sums.abs() + expected.abs())
     assert found.shape == expected.shape
     assert ((found - expected).abs() <= lost + rounded).all()
-    if inputs > 50:
+    if inputs > 50 and found.numel() >= 100:  # a mean of as many errors
         usual = _size(x) * _size(weight) * inputs**0.5
         assert _size(found - expected) < 1e-6 * usual + 1e-7 * _size(expected)
 

@@ -159,13 +159,15 @@ def test_a_resumed_stream_may_repeat_everything(toy: Path) -> None:
 def test_late_answers(toy: Path) -> None:
     with running([toy]) as own:
         prediction = own.create({"text": "a"}, {"Prefer": "wait"})
-        own.gateway.faults.create_seconds = own.gateway.faults.stream_seconds = 0.5
+        faults = own.gateway.faults
         for request in (
             lambda: own.create({"text": "a"}),
             lambda: list(own.events(prediction)),
         ):
+            faults.create_seconds = faults.stream_seconds = 60
             own.http.timeout = 0.25
             with pytest.raises(httpx.ReadTimeout):
                 request()
+            faults.create_seconds = faults.stream_seconds = 0.1
             own.http.timeout = 30
             request()

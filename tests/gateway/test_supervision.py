@@ -31,12 +31,18 @@ def server(own: Running) -> psutil.Process:
     return psutil.Process(own.gateway.runtime("toy").pid)
 
 
-def wait_until_noticed(process: psutil.Process) -> None:
-    """Until coglet knows that its worker is gone, or is gone itself."""
-    with suppress(psutil.Error, httpx.TransportError, StopIteration):
-        port = next(c.laddr.port for c in process.net_connections() if c.status == "LISTEN")
-        while httpx.get(f"http://127.0.0.1:{port}/health-check").json()["status"] == "READY":
-            pass
+def port_of(process: psutil.Process) -> int:
+    return next(c.laddr.port for c in process.net_connections() if c.status == "LISTEN")
+
+
+def wait_until_noticed(port: int) -> None:
+    """Until the coglet on `port` knows that its worker is gone, or is gone itself."""
+    with suppress(httpx.ConnectError):
+        while True:
+            with suppress(httpx.ReadError, httpx.RemoteProtocolError):  # it is just going
+                health = httpx.get(f"http://127.0.0.1:{port}/health-check").json()
+                if health["status"] != "READY":
+                    return
 
 
 def test_four_run_at_once_and_the_fifth_waits(toy: Path, tmp_path: Path) -> None:
@@ -127,9 +133,9 @@ def test_kill_between_predictions(toy: Path, victim: str) -> None:
     with running([toy]) as own:
         assert own.create({"text": "a"}, {"Prefer": "wait"})["status"] == "succeeded"
         process = server(own)
-        [worker] = process.children()
+        [worker], port = process.children(), port_of(process)
         os.kill(worker.pid if victim == "worker" else process.pid, signal.SIGKILL)
-        wait_until_noticed(process)
+        wait_until_noticed(port)
         several = [own.create({"text": "b"}) for _ in range(3)]
         assert [own.ended(prediction)["status"] for prediction in several] == ["succeeded"] * 3
         assert server(own).pid != process.pid
@@ -159,8 +165,9 @@ def test_a_model_that_says_it_is_not_well_is_replaced(tmp_path: Path) -> None:
 def test_an_idle_runtime_is_stopped_and_started_again(toy: Path) -> None:
     with running([toy], runtime=RuntimeSettings(idle=0.05, grace=5)) as own:
         own.create({"text": "a"}, {"Prefer": "wait"})
-        if own.gateway.runtime("toy").pid is not None:
-            psutil.wait_procs([server(own)], timeout=20)
+        pid = own.gateway.runtime("toy").pid
+        with suppress(psutil.NoSuchProcess):
+            psutil.wait_procs([psutil.Process(pid)] if pid is not None else [], timeout=20)
         assert own.gateway.runtime("toy").pid is None
         assert own.create({"text": "a"}, {"Prefer": "wait"})["status"] == "succeeded"
 

@@ -139,8 +139,9 @@ async def test_a_binary_peer_is_extended(
                 0
             ][1]
         assert [item["token"] for item in found] == [6, 7, 8, 9, 10]
-        await socket.send_bytes(msgpack.packb([["CANCEL", {"stream_id": 1}]]))
-        await asyncio.to_thread(stepwise.wait_until_made, 5)
+        commands = [["CANCEL", {"stream_id": 1}], ["MODEL_INFO", {"stream_id": 2}]]
+        await socket.send_bytes(msgpack.packb(commands))
+        assert (await receive_binary(socket))[0] == "MSG"  # and what came before is done
         stepwise.allow(2)
         while "token" in found[-1]:
             found += msgpack.unpackb(await socket.receive_bytes(timeout=10), strict_map_key=False)[
