@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import itertools
 import logging
 import os
@@ -48,8 +49,8 @@ class Hub:
         self._session: aiohttp.ClientSession | None = None
         self._disowned = False
         self._is_over = False
-        self._gate = threading.RLock()
-        """Held while the loop is given something to do, and while it ends."""
+        self._gate = threading.Lock()
+        """Held while the loop is given calls, and while it ends."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="lmtp-replicate-hub", daemon=True)
         self._thread.start()
@@ -88,21 +89,18 @@ class Hub:
 
     def post(self, peer: Peer, calls: Sequence[Call]) -> None:
         """Have `calls` answered by `peer`, together."""
-        if not self._tell(self._start, peer, calls):
-            _refuse(calls)
+        if not self._disowned:
+            with self._gate:
+                if not self._loop.is_closed():
+                    self._loop.call_soon_threadsafe(self._start, peer, calls)
+                    return
+        _refuse(calls)
 
     def leave(self, stream_id: int) -> None:
-        """The stream's reader is gone."""
+        """The stream's reader is gone. No lock: see `Channel`."""
         if not self._disowned:
-            self._tell(self._leave, stream_id)
-
-    def _tell(self, function: Callable[..., None], *arguments: object) -> bool:
-        """Have the hub's thread call `function`; False when it has ended."""
-        with self._gate:
-            if self._loop.is_closed():
-                return False
-            self._loop.call_soon_threadsafe(function, *arguments)
-            return True
+            with contextlib.suppress(RuntimeError):  # closed, after all streams have ended
+                self._loop.call_soon_threadsafe(self._leave, stream_id)
 
     def disown(self) -> None:
         """This process is a fork and the hub is its parent's: never touch its loop again."""

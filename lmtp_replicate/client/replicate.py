@@ -67,9 +67,11 @@ class ReplicatePeer:
     async def _run(self, create: Create, batch: Batch, *, is_old_news: bool) -> None:
         """Have `batch` answered by one prediction, and cancel it when nobody waits any more."""
         batch.on_info = self._take_info
-        if create.was_delayed:
-            batch.entry.count(Stats(creates_delayed=1))
         try:
+            if create.is_void:
+                raise Throttled
+            if create.was_delayed:
+                batch.entry.count(Stats(creates_delayed=1))
             prediction = await self._begin(create, batch, is_old_news=is_old_news)
             if prediction is not None:
                 await self._follow(prediction, batch)
@@ -103,8 +105,6 @@ class ReplicatePeer:
 
     async def _create(self, release: Release, create: Create, batch: Batch) -> Prediction | None:
         """As `_begin`."""
-        if create.is_void:
-            raise Throttled
         body = self._body(release, batch)
         api = self._api(batch.entry.count)
         wait = self._seconds_to_wait(batch.ops)

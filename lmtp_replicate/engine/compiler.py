@@ -69,7 +69,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)  # and with it the lock, as when the process ends
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a fork of another thread may have the file open
+        os.close(handle)
 
 
 def _loaded(file: Path) -> ctypes.CDLL | None:

@@ -49,7 +49,7 @@ def cog_processes(model: str) -> list[int]:
 async def failed_by_a_kill(which: int) -> bool:
     """Kill a process of the runtime when a stream has begun; whether the stream failed of it. It
     may have come to its end before, where something else held up this process."""
-    assert await continued(ENDPOINT) >= 1  # the runtime runs
+    assert await continued(f"{ENDPOINT}?memory=off") >= 1  # the runtime runs
     victim, tokens = cog_processes("demo")[which], 1
     async with connect(f"{ENDPOINT}?memory=off") as client:
         # No id ends this stream before the context does.

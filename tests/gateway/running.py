@@ -107,8 +107,12 @@ def running(paths: Sequence[Path], **settings: Any) -> Iterator[Running]:
                 raise
             ready.set_exception(error)
 
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # cancels what is left
+            runner.run(serve())
+
     before = set(psutil.Process().children(recursive=True))
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="gateway")
+    thread = threading.Thread(target=run, name="gateway")
     thread.start()
     try:
         gateway = ready.result(30)
@@ -118,7 +122,6 @@ def running(paths: Sequence[Path], **settings: Any) -> Iterator[Running]:
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(30)
-        loop.close()
     assert not thread.is_alive()
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     assert left == []

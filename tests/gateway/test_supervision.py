@@ -39,7 +39,8 @@ def wait_until_noticed(port: int) -> None:
     """Until the coglet on `port` knows that its worker is gone, or is gone itself."""
     with suppress(httpx.ConnectError):
         while True:
-            with suppress(httpx.ReadError, httpx.RemoteProtocolError):  # it is just going
+            # It is just going, or busy.
+            with suppress(httpx.ReadError, httpx.RemoteProtocolError, httpx.TimeoutException):
                 health = httpx.get(f"http://127.0.0.1:{port}/health-check").json()
                 if health["status"] != "READY":
                     return
