@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-from lmtp_replicate.client.channel import Sink
+from lmtp_replicate.client.channel import Sink, fail_each
 from lmtp_replicate.client.entries import BatchEntry
 from lmtp_replicate.client.query import Query
 from lmtp_replicate.errors import LmtpReplicateError, StreamError
@@ -88,8 +87,7 @@ class Batch:
     def fail(self, error: LmtpReplicateError) -> None:
         """End every open stream with `error`."""
         channels, self._open = list(self._open.values()), {}
-        for channel in channels:
-            channel.put([copy(error)])  # each reader raises its own, with its own traceback
+        fail_each(channels, error)
         self._notice_the_end()
 
     def take_back(self) -> list[Call]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Protocol
 
 from lmtp_replicate.errors import LmtpReplicateError
@@ -23,6 +24,12 @@ class Sink(Protocol):
 
     def put(self, items: Iterable[Delivery]) -> None:
         """Hand over `items`, in order."""
+
+
+def fail_each(sinks: Iterable[Sink], error: LmtpReplicateError) -> None:
+    """End the streams of `sinks` with `error`."""
+    for sink in sinks:
+        sink.put([copy(error)])  # each reader raises its own, with its own traceback
 
 
 class Channel:

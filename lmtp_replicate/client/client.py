@@ -16,7 +16,7 @@ from lmtp_replicate.client.batch import Call
 from lmtp_replicate.client.burst import send
 from lmtp_replicate.client.channel import Channel
 from lmtp_replicate.client.endpoint import Endpoint, ReplicateEndpoint, parse_endpoint
-from lmtp_replicate.client.hub import Hub, process_hub
+from lmtp_replicate.client.hub import CLOSED, Hub, process_hub
 from lmtp_replicate.client.peer import Peer
 from lmtp_replicate.client.query import Query
 from lmtp_replicate.client.replicate import ReplicatePeer
@@ -156,7 +156,7 @@ class Client:
         thread."""
         self._is_closed = True
         for stream in list(self._streams):
-            stream.fail(TransportError("the client was closed while the stream was open"))
+            stream.fail(TransportError(CLOSED))
 
     async def __aenter__(self) -> Client:
         return self

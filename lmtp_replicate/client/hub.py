@@ -22,6 +22,7 @@ import aiohttp
 from lmtp_replicate.client.account import Account
 from lmtp_replicate.client.batch import Call
 from lmtp_replicate.client.boot_notice import BootNotice
+from lmtp_replicate.client.channel import fail_each
 from lmtp_replicate.client.entries import BatchEntry
 from lmtp_replicate.client.ledger import Ledger
 from lmtp_replicate.client.limiter import CreateLimiter
@@ -31,6 +32,8 @@ from lmtp_replicate.client.sparing import Sparing
 from lmtp_replicate.errors import TransportError
 
 log = logging.getLogger(__name__)
+CLOSED: Final = "the client was closed while the stream was open"
+"""What readers meet whose streams end because nobody is left to bring them."""
 FAREWELL_SECONDS: Final = 5.0
 """How long the end of the process may wait for the cancelling of predictions."""
 
@@ -157,7 +160,7 @@ class Hub:
         self._is_over = True
         tasks = set[asyncio.Task[None]]()
         for queue in self._queues.values():
-            queue.drop(_closed())
+            queue.drop(TransportError(CLOSED))
             tasks |= queue.tasks
         if tasks:
             await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
@@ -169,13 +172,9 @@ class Hub:
 
 
 def _refuse(calls: Sequence[Call]) -> None:
-    """They were asked of a hub that is being closed, or was."""
-    for call in calls:
-        call.channel.put([_closed()])  # each reader raises its own, with its traceback
-
-
-def _closed() -> TransportError:
-    return TransportError("the client was closed while the stream was open")
+    """They were asked of a hub that is being closed; or was, so that its thread hands nothing over
+    any more."""
+    fail_each((call.channel for call in calls), TransportError(CLOSED))
 
 
 class _Process:

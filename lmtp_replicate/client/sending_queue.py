@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from copy import copy
 
 from lmtp_replicate.client.batch import Batch, Call
+from lmtp_replicate.client.channel import fail_each
 from lmtp_replicate.client.entries import BatchEntry
 from lmtp_replicate.client.peer import Peer, Throttled, Turn
 from lmtp_replicate.client.waiting import Waiting
@@ -79,8 +79,7 @@ class SendingQueue:
         """End every stream that waits, and those that come to wait because one was ended: they
         have followed it."""
         while calls := self._waiting.take_all():
-            for call in calls:
-                call.channel.put([copy(error)])  # each reader raises its own, with its traceback
+            fail_each((call.channel for call in calls), error)
 
     async def _send_all(self) -> None:
         while self._waiting.is_wanted():

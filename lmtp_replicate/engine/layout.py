@@ -39,6 +39,8 @@ class Layout:
     rows: Tensor
     end: int
     """One more than the highest of `addresses`."""
+    context: int
+    """One more than the highest of `positions`."""
 
 
 def lay_out(plan: Plan, pool: PagePool, device: torch.device) -> Layout:
@@ -67,7 +69,8 @@ def lay_out(plan: Plan, pool: PagePool, device: torch.device) -> Layout:
         for start, batch, source in zip(starts, batches, sources, strict=False)
     ]
     tokens, positions, targets, rows = sent[:4]
-    return Layout(groups, tokens[None], positions[None], targets, rows, max(addresses) + 1)
+    end, context = max(addresses) + 1, max(work.stop for work in works)
+    return Layout(groups, tokens[None], positions[None], targets, rows, end, context)
 
 
 def addresses_in(tables: Tensor, page_tokens: int) -> Tensor:

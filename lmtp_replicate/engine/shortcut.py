@@ -94,7 +94,7 @@ class Shortcut:
             isinstance(step, CompiledStep)
             and not is_watched(self._model)
             and len(layout.rows) <= self._head.kernel.most_rows
-            and _end_of(layout) <= self._context_length
+            and layout.context <= self._context_length
             and self._stack.takes(len(layout.addresses), step)
         )
 
@@ -102,9 +102,8 @@ class Shortcut:
         """The logits of `layout`'s rows, `[rows, width]`. Only for what `takes` has taken: C does
         not look, neither at positions nor at ids."""
         self.is_used = True
-        end = _end_of(layout)
-        if end > len(self._cosines):
-            self._rotate_until(end)
+        if layout.context > len(self._cosines):
+            self._rotate_until(layout.context)
         tokens, rows, weight = len(layout.addresses), len(layout.rows), self._weight
         size, dim = weight.shape[1], self._stack.head_dim
         hidden = weight.new_empty(tokens, size + 2 * dim)
@@ -129,11 +128,6 @@ class Shortcut:
         cosines, sines = (part[0].to(self._weight.dtype).contiguous() for part in found)
         self._cosines, self._sines = cosines, sines
         self._ends.cosines, self._ends.sines = cosines.data_ptr(), sines.data_ptr()
-
-
-def _end_of(layout: Layout) -> int:
-    """One more than the last of its positions."""
-    return max(max(group.positions) + group.count for group in layout.groups)
 
 
 def shortcut_for(model: nn.Module, context_length: int) -> tuple[Shortcut | None, str]:

@@ -20,6 +20,7 @@ from lmtp_replicate.errors import (
     TransportError,
 )
 from lmtp_replicate.serving.websocket_server import WebSocketServer
+from tests.client.test_replicate import until
 from tests.scripted_engine import ScriptedEngine
 
 
@@ -75,9 +76,7 @@ async def test_leaving_takes_the_stream_out_of_the_engine(
     await asyncio.gather(anext(kept), anext(left))
     left.close()
     assert len(await read(kept)) == 39
-    async with asyncio.timeout(20):
-        while engine.open_streams or process_hub().running:  # noqa: ASYNC110 - another thread
-            await asyncio.sleep(0.01)
+    await until(lambda: not (engine.open_streams or process_hub().running))
 
 
 async def test_one_failing_op_leaves_the_others_alone(server: WebSocketServer) -> None:

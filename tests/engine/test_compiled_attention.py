@@ -112,7 +112,8 @@ class Case:
             for offset in range(count)
         ]
         empty = torch.zeros(0, dtype=torch.int64)
-        self.layout = Layout(groups, empty, empty, torch.tensor(places), empty, max(places) + 1)
+        end, context = max(places) + 1, max(map(sum, works))
+        self.layout = Layout(groups, empty, empty, torch.tensor(places), empty, end, context)
         self.store = KVStore(pool)
         known = torch.arange(pool.tokens)
         self.store.write(

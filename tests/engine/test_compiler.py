@@ -28,6 +28,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "lmtp-replicate"
 
 
+def use_compiler(commands: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Have a shell script of these commands called as the compiler."""
+    script = folder / "cc"
+    script.write_text(f"#!/bin/sh\n{commands}")
+    script.chmod(0o755)
+    patch.setenv("CC", str(script))
+
+
 def test_it_is_compiled_once_and_kept(
     source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,10 +51,8 @@ def test_it_is_compiled_once_and_kept(
 def test_who_begins_while_another_compiles_waits_for_it(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, script = tmp_path / "calls", tmp_path / "cc"
-    script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nsleep 0.3\nexec gcc "$@"\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CC", str(script))
+    calls = tmp_path / "calls"
+    use_compiler(f'echo "$@" >> {calls}\nsleep 0.3\nexec gcc "$@"\n', tmp_path, monkeypatch)
     with ThreadPoolExecutor(3) as pool:
         libraries = list(pool.map(compile_library, [source.parent] * 3))
     assert [library.answer() for library in libraries] == [42] * 3
@@ -103,12 +109,8 @@ def test_a_command_that_is_none_is_an_error(source: Path, monkeypatch: pytest.Mo
 def test_what_the_compiler_says_need_not_be_text(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "cc"
-    script.write_text(
-        "#!/bin/sh\n[ $1 = --version ] && exit\nprintf 'warning\\nerror: \\377' >&2\nexit 1\n"
-    )
-    script.chmod(0o755)
-    monkeypatch.setenv("CC", str(script))
+    commands = "[ $1 = --version ] && exit\nprintf 'warning\\nerror: \\377' >&2\nexit 1\n"
+    use_compiler(commands, tmp_path, monkeypatch)
     with pytest.raises(CompilationError, match="failed: error: \N{REPLACEMENT CHARACTER}"):
         compile_library(source.parent)
 

@@ -135,18 +135,14 @@ async def test_a_binary_peer_is_extended(
         stepwise.allow(5)
         found: list[dict[str, Any]] = []
         while len(found) < 5:
-            found += msgpack.unpackb(await socket.receive_bytes(timeout=10), strict_map_key=False)[
-                0
-            ][1]
+            found += (await receive_binary(socket))[1]
         assert [item["token"] for item in found] == [6, 7, 8, 9, 10]
         commands = [["CANCEL", {"stream_id": 1}], ["MODEL_INFO", {"stream_id": 2}]]
         await socket.send_bytes(msgpack.packb(commands))
         assert (await receive_binary(socket))[0] == "MSG"  # and what came before is done
         stepwise.allow(2)
         while "token" in found[-1]:
-            found += msgpack.unpackb(await socket.receive_bytes(timeout=10), strict_map_key=False)[
-                0
-            ][1]
+            found += (await receive_binary(socket))[1]
         assert found[-1] == {"stream_id": 1, "finish_reason": "cancelled"}
 
 
